@@ -1,0 +1,1 @@
+"""One KFP step each: read artifacts, call one room below, write artifacts."""

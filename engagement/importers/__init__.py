@@ -1,0 +1,1 @@
+"""Readers of public data formats into the engagement contract."""

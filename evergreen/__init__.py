@@ -1,0 +1,1 @@
+"""Evergreen keeps a Homefeed ranker fresh: the command line and the settings."""

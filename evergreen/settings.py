@@ -1,0 +1,95 @@
+"""Where everything lives, and the few settings that differ between a laptop and a cluster.
+
+Every setting can be given as an environment variable with the prefix `EVERGREEN_`
+(`EVERGREEN_HOME=/data/evergreen`). Defaults serve the laptop; a cluster changes settings, not code.
+"""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# Telemetry of every package is off, for this process and for every process that it starts.
+TELEMETRY_OFF = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FEAST_USAGE": "False",
+}
+LOOPBACK = "127.0.0.1"
+
+
+class Settings(BaseSettings):
+    """Settings of one Evergreen home; immutable, read once a process."""
+
+    model_config = SettingsConfigDict(env_prefix="EVERGREEN_", frozen=True)
+
+    home: Path = Path(".evergreen")
+    model_name: str = "homefeed-ranker"
+    mlflow_tracking_uri: str = ""  # empty: SQLite under the home
+    seed: int = 0
+    mlflow_port: int = 5055
+    evidently_port: int = 8055
+    gateway_port: int = 8080
+    now: datetime | None = None  # the clock; set only to replay history or to test
+
+    @property
+    def root(self) -> Path:
+        """The home directory, absolute."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def data(self) -> Path:
+        """The engagement store."""
+        return self.root / "data"
+
+    @property
+    def features(self) -> Path:
+        """The Feast repository: registry, online store, view files."""
+        return self.root / "features"
+
+    @property
+    def runs(self) -> Path:
+        """One directory a run: checkpoints and the result."""
+        return self.root / "runs"
+
+    @property
+    def pipeline_root(self) -> Path:
+        """Where the local pipeline runner keeps artifacts and its cache."""
+        return self.root / "pipelines"
+
+    @property
+    def evidently(self) -> Path:
+        """The Evidently workspace."""
+        return self.root / "evidently"
+
+    @property
+    def serving(self) -> Path:
+        """Rollout state, unpacked models, gateway configuration, logs."""
+        return self.root / "serving"
+
+    @property
+    def processes(self) -> Path:
+        """One file a background process that Evergreen started."""
+        return self.root / "run"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking and registry address."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.root / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where MLflow keeps model files on a laptop."""
+        return self.root / "mlflow" / "artifacts"
+
+    def clock(self) -> datetime:
+        """The present instant, UTC."""
+        return self.now or datetime.now(UTC)
+
+
+def get_settings() -> Settings:
+    """Settings from the environment, with telemetry switched off as a side effect."""
+    os.environ.update(TELEMETRY_OFF)
+    return Settings()

@@ -1,0 +1,1 @@
+"""Feast: entities, sources, views, the feature service, the offline store."""

@@ -1,0 +1,1 @@
+"""The ranker in plain PyTorch: layers, training, continual learning, metrics, gate."""

@@ -1,0 +1,1 @@
+"""Drift and quality monitors and the retrain trigger."""

@@ -1,0 +1,1 @@
+"""What runs when: the KFP graphs and their schedule."""

@@ -1,0 +1,1 @@
+"""The KServe predictor, the canary and its judge, promotion and rollback."""
