@@ -10,6 +10,7 @@ C hashed categorical columns and D numeric columns, at request level or at candi
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -208,3 +209,8 @@ def _load(path: Path) -> np.ndarray:
 _COLUMNS = tuple(f.name for f in fields(RankingTable) if f.name != "spec")
 _REQUEST_COLUMNS = ("request_id", "user_id", "time", "history_start", "history_end", "request_cat", "request_num")
 _ROW_COLUMNS = ("item_id", "item_cat", "item_num", "labels", "sampled")
+
+
+def micros(instant: datetime) -> int:
+    """An aware instant as the integer that tables hold: microseconds since 1970 UTC."""
+    return (instant - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)

@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     home: Path = Path(".evergreen")
     model_name: str = "homefeed-ranker"
     mlflow_tracking_uri: str = ""  # empty: SQLite under the home
+    recipe: str = "laptop"  # a function of model/config.py: debug, laptop
     seed: int = 0
     mlflow_port: int = 5055
     evidently_port: int = 8055

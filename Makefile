@@ -1,0 +1,44 @@
+# Evergreen needs Python 3.11 or newer and a package index; everything else is installed into .venv from the lock files.
+PYTHON ?= python3
+BIN := .venv/bin
+DAYS ?=
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+
+.venv/.runtime: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Evergreen needs Python 3.11 or newer; call make PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "Creating .venv and installing the locked packages (a few minutes the first time) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . 
+	@$(BIN)/python -m pip check
+	@touch $@
+
+.venv/.dev: .venv/.runtime requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@$(BIN)/python -m pip check
+	@touch $@
+
+install: .venv/.runtime ## Create .venv from the lock file
+
+run: .venv/.runtime ## Fetch MovieLens 100K and run two consecutive retrain slots through the whole loop
+	@$(BIN)/evergreen data fetch movielens-100k $(if $(DAYS),--last-days $(DAYS))
+	@$(BIN)/evergreen retrain --last 2
+
+test: .venv/.dev ## Run the tests
+	@$(BIN)/python -m pytest
+
+lint: .venv/.dev ## Style, the rooms' order, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+
+bench: .venv/.dev ## Measure the loop and write docs/results/
+	@$(BIN)/python -m benchmarks.loop
+
+clean: ## Remove the environment and the home directory's state
+	rm -rf .venv .evergreen

@@ -1,0 +1,50 @@
+"""What every step shares: how it is declared, how it starts, how it tells its progress.
+
+A step is a lightweight Python component: KFP ships the source of the function, the image holds these packages.
+So a step's body imports what it needs and stays a few lines around functions that a test calls directly.
+"""
+
+import functools
+import json
+import os
+import threading
+import time
+
+from kfp import dsl
+
+from evergreen.settings import Settings, get_settings
+
+# One image for every step; the tag is replaced at release (docs/kubernetes.md).
+IMAGE = os.environ.get("EVERGREEN_IMAGE", "evergreen-python:0.1.0")
+
+# Nothing is installed at run time: the image (or, on a laptop, this environment) has everything.
+step = functools.partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
+
+PARENT_PID = "EVERGREEN_PARENT_PID"
+PROGRESS = "::evergreen::"
+
+
+def begin() -> Settings:
+    """Start a step: settings from the environment, and a watch on the process that started the pipeline.
+
+    The local runner's children outlive a `kill -9` of their parent. An orphan that goes on writing would meet
+    the next run at the same files, so each step ends itself when the pipeline's process is gone.
+    """
+    parent = os.environ.get(PARENT_PID)
+    if parent and int(parent) != os.getpid():
+        threading.Thread(target=_die_with, args=(int(parent),), daemon=True).start()
+    return get_settings()
+
+
+def _die_with(pid: int) -> None:
+    while True:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            os._exit(75)
+        time.sleep(0.2)
+
+
+def tell(text: str, done: int = 0, total: int = 0) -> None:
+    """Print one line of progress that the command line turns into a bar."""
+    print(f"{PROGRESS}{json.dumps({'text': text, 'done': done, 'total': total})}", flush=True)

@@ -1,0 +1,173 @@
+"""Step 1: name the run by its inputs and fix what it trains and is judged on."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+from components.base import step
+from engagement.errors import EvergreenError
+from engagement.slots import previous_slots
+from engagement.snapshot import Snapshot
+from engagement.store import EngagementStore
+from evergreen.settings import Settings
+
+# The evidence window is the last n slots before `as_of`: the fewest that hold this many requests with more than
+# three candidates, and at most MAX_EVIDENCE_SLOTS. Sparse logs get a longer window, dense ones stay fresh.
+MIN_EVIDENCE_REQUESTS = 300
+MAX_EVIDENCE_SLOTS = 4
+
+_ROOMS = ("components", "engagement", "evergreen", "feature_repo", "model", "monitoring", "pipelines", "serving")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one retrain reads: everything that its result depends on.
+
+    Attributes:
+        run_key: Names the run; a function of all inputs but the champion.
+        as_of: The instant whose knowledge the run is limited to.
+        snapshot: Digest of the data snapshot.
+        code: Digest of Evergreen's own source.
+        recipe: Name of the model and training configuration (`model/config.py`).
+        strategy: Continual-learning strategy asked for.
+        seed: Seed of everything random.
+        reason: What asked for the run: `slot`, `drift` or `person`.
+        champion: Registry version that the run starts from and is judged against, empty for the first run.
+        train_start: Training rows are requests in [train_start, train_end).
+        train_end: The challenger is judged on requests in [train_end, as_of), which neither model has seen.
+    """
+
+    run_key: str
+    as_of: datetime
+    snapshot: str
+    code: str
+    recipe: str
+    strategy: str
+    seed: int
+    reason: str
+    champion: str
+    train_start: datetime
+    train_end: datetime
+
+    def to_json(self) -> str:
+        """One line of JSON, the form in which the plan travels between steps."""
+        return json.dumps(asdict(self), default=lambda v: v.isoformat(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        times = {k: datetime.fromisoformat(data[k]) for k in ("as_of", "train_start", "train_end")}
+        return cls(**{**data, **times, "seed": int(data["seed"])})
+
+    def directory(self, settings: Settings) -> Path:
+        """Where this run keeps its checkpoints and its result."""
+        return settings.runs / self.run_key
+
+
+@cache
+def code_version() -> str:
+    """Digest (12 hex) of Evergreen's Python source: two runs with the same one ran the same code."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(p for room in _ROOMS for p in (root / room).rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def name_run(settings: Settings, snapshot: Snapshot, strategy: str) -> str:
+    """The run's name: `<as_of>-<digest of inputs>`. The same inputs always give the same name."""
+    inputs = [snapshot.as_of.isoformat(), snapshot.digest, code_version(), settings.recipe, strategy, settings.seed]
+    digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:10]
+    return f"{snapshot.as_of:%Y%m%dT%H%M}-{digest}"
+
+
+def evidence_start(snapshot: Snapshot, after: datetime | None) -> datetime:
+    """Start of the evidence window, a slot before `as_of` and, where given, later than `after`.
+
+    Args:
+        snapshot: What is known at `as_of`.
+        after: End of the champion's training window; requests before it are no evidence.
+
+    Raises:
+        EvergreenError: No slot lies between the champion's training window and `as_of`.
+    """
+    starts = [s for s in previous_slots(snapshot.as_of, MAX_EVIDENCE_SLOTS) if after is None or s > after]
+    if not starts:
+        raise EvergreenError(
+            f"the champion already learned everything up to {after:%Y-%m-%d %H:%M} and no slot has passed since",
+            "Choose a later --as-of",
+        )
+    times = _comparable_requests(snapshot, starts[-1])
+    enough = (s for s in starts if sum(t >= s for t in times) >= MIN_EVIDENCE_REQUESTS)
+    return next(enough, starts[-1])
+
+
+def _comparable_requests(snapshot: Snapshot, start: datetime) -> list[datetime]:
+    """Times of the requests since `start` that have more than three candidates."""
+    import polars as pl
+
+    rows = pl.DataFrame(snapshot.engagements(start).select(["request_id", "event_timestamp"]))
+    requests = rows.group_by("request_id").agg(pl.len(), pl.col("event_timestamp").min())
+    return requests.filter(pl.col("len") > 3)["event_timestamp"].to_list()
+
+
+def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) -> Plan:
+    """Plan a retrain; a second call for the same run returns the plan that the first one fixed.
+
+    Raises:
+        EvergreenError: There is no data, or nothing new since the champion's training window.
+    """
+    from serving.registry import Registry
+
+    snapshot = EngagementStore(settings.data).snapshot(as_of)
+    run_key = name_run(settings, snapshot, strategy)
+    path = settings.runs / run_key / "plan.json"
+    if path.exists():
+        return Plan.from_json(path.read_text())
+    champion = Registry(settings).champion()
+    trained_to = datetime.fromisoformat(champion.tags["train_end"]) if champion else None
+    plan = Plan(
+        run_key=run_key,
+        as_of=as_of,
+        snapshot=snapshot.digest,
+        code=code_version(),
+        recipe=settings.recipe,
+        strategy=strategy,
+        seed=settings.seed,
+        reason=reason,
+        champion=champion.version if champion else "",
+        train_start=as_of,
+        train_end=evidence_start(snapshot, trained_to),
+    )
+    full_history = champion is None or strategy == "scratch"
+    first = EngagementStore(settings.data).time_range()[0]
+    plan = replace(plan, train_start=first if full_history or trained_to is None else trained_to)
+    if plan.train_start >= plan.train_end:
+        raise EvergreenError(f"there is no history before {plan.train_end:%Y-%m-%d %H:%M} to train on", "Choose a later --as-of")
+    write_once(path, plan.to_json())
+    return plan
+
+
+def write_once(path: Path, text: str) -> None:
+    """Write a small file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+@step
+def make_plan(as_of: str, strategy: str, reason: str) -> str:
+    """Fix the run's name, snapshot and windows; returns the plan as JSON."""
+    from datetime import datetime
+
+    from components.base import begin
+    from components.plan import plan_run
+
+    return plan_run(begin(), datetime.fromisoformat(as_of), strategy, reason).to_json()

@@ -1,0 +1,91 @@
+"""The store's table of contents: which part files make up the log.
+
+A part is never changed, and it belongs to the store only once `index.json` names it. Replacing that one file is
+therefore the commit of a whole import: a killed import leaves parts that nobody reads and the next import removes.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from engagement.errors import EvergreenError
+from engagement.files import write_text
+
+Room = Literal["engagements", "items", "users"]
+INDEX = "index.json"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One immutable Parquet file of the store.
+
+    Attributes:
+        room: The table that it belongs to.
+        path: Relative to the store's root, with `/`.
+        sha256: Of the file's bytes.
+        size: Bytes.
+        rows: Number of rows.
+        first: Earliest `event_timestamp` (items: `created_timestamp`), microseconds.
+        last: The latest.
+        known_from: The earliest instant at which one of its rows had become known, microseconds; a snapshot
+            with `as_of` at or before it sees nothing of the part.
+        requests: Distinct requests in it (0 for items and users).
+        sampled: Rows that were drawn rather than logged.
+    """
+
+    room: Room
+    path: str
+    sha256: str
+    size: int
+    rows: int
+    first: int
+    last: int
+    known_from: int
+    requests: int = 0
+    sampled: int = 0
+
+    def to_json(self) -> dict:
+        """A JSON form; `Part(**it)` reads it back."""
+        return asdict(self)
+
+
+def load_index(root: Path) -> tuple[Part, ...]:
+    """All parts of the store, in path order; none when there is no store yet.
+
+    Raises:
+        EvergreenError: The index exists but cannot be read.
+    """
+    path = root / INDEX
+    try:
+        return tuple(Part(**p) for p in json.loads(path.read_text())["parts"])
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvergreenError(
+            f"{path} cannot be read ({error})", "Delete the data directory of this home and import the dataset again"
+        ) from error
+
+
+def save_index(root: Path, parts: tuple[Part, ...]) -> None:
+    """Commit: from here on the store consists of `parts`."""
+    ordered = sorted(parts, key=lambda p: p.path)
+    write_text(root / INDEX, json.dumps({"version": 1, "parts": [p.to_json() for p in ordered]}, indent=0) + "\n")
+
+
+def to_us(instant: datetime) -> int:
+    """Microseconds since 1970 UTC of an aware instant.
+
+    Raises:
+        EvergreenError: The instant has no time zone.
+    """
+    if instant.tzinfo is None:
+        raise EvergreenError(f"the instant {instant.isoformat()} has no time zone", "Add one, for example a final Z for UTC")
+    return (instant - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_us(us: int) -> datetime:
+    """The aware UTC instant of microseconds since 1970."""
+    return _EPOCH + timedelta(microseconds=int(us))

@@ -1,0 +1,102 @@
+"""Readings: how delivered columns become the contract's types, value by value, null where a value has no reading."""
+
+import polars as pl
+import pyarrow as pa
+
+UTC_US = pl.Datetime("us", "UTC")
+_TRUTH = {"0": False, "1": True, "false": False, "true": True, "f": False, "t": True}
+_NAIVE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f")
+
+
+def delivered(name: str, column: pa.ChunkedArray) -> pl.Series:
+    """An arrow column as polars; NaN becomes null, because that is how pandas writes null.
+
+    A column of a type that no contract column can be read from, as a struct or a map, becomes lists that hold the
+    type's name: it has no reading either, and the quarantine shows why.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if (listed or not pa.types.is_nested(kind)) and not isinstance(kind, pa.BaseExtensionType):
+        try:
+            values = pl.from_arrow(column)
+            assert isinstance(values, pl.Series)
+            return (values.fill_nan(None) if values.dtype.is_float() else values).alias(name)
+        except (pl.exceptions.PolarsError, pa.ArrowException, TypeError, ValueError):
+            pass  # polars has no such type
+    shown = [None if null else [f"<{kind}>"] for null in column.is_null().to_pylist()]
+    return pl.Series(name, shown, pl.List(pl.String))
+
+
+def reading(values: pl.Series, kind: pa.DataType) -> pl.Series:
+    """The values as a stored type."""
+    if pa.types.is_string(kind):
+        return _text(values)
+    if pa.types.is_timestamp(kind):
+        return _instant(values)
+    if pa.types.is_boolean(kind):
+        return _truth(values)
+    if pa.types.is_int16(kind):
+        return _whole(values).cast(pl.Int16, strict=False)
+    if pa.types.is_float64(kind):
+        if values.dtype.is_nested() or values.dtype.is_temporal():
+            return _nothing(values, pl.Float64)
+        return values.cast(pl.Float64, strict=False).fill_nan(None)
+    inner = pl.String if pa.types.is_string(kind.value_type) else pl.Float32
+    if values.dtype == pl.Null or isinstance(values.dtype, (pl.List, pl.Array)):
+        return values.cast(pl.List(inner), strict=False)
+    return _nothing(values, pl.List(inner))
+
+
+def _nothing(values: pl.Series, kind: pl.DataType | type[pl.DataType]) -> pl.Series:
+    return pl.Series(values.name, [None], kind).new_from_index(0, len(values))
+
+
+def _text(values: pl.Series) -> pl.Series:
+    kind = values.dtype
+    if kind == pl.String:
+        return values
+    if kind.is_float():  # ids that met a null on their way through pandas: 7.0 is "7"
+        return _whole(values).cast(pl.String)
+    if kind.is_integer() or kind in (pl.Categorical, pl.Enum, pl.Null, pl.Boolean):
+        return values.cast(pl.String)
+    return _nothing(values, pl.String)
+
+
+def _whole(values: pl.Series) -> pl.Series:
+    if values.dtype.is_integer() or values.dtype in (pl.String, pl.Null):
+        return values.cast(pl.Int64, strict=False)
+    if values.dtype.is_float():
+        whole = values.cast(pl.Int64, strict=False)
+        return whole.set(whole.cast(pl.Float64) != values.cast(pl.Float64), None)
+    return _nothing(values, pl.Int64)
+
+
+def _truth(values: pl.Series) -> pl.Series:
+    if values.dtype == pl.Boolean:
+        return values
+    if values.dtype == pl.String:
+        lower = values.str.strip_chars().str.to_lowercase()
+        return lower.replace_strict(_TRUTH, default=None, return_dtype=pl.Boolean)
+    if values.dtype.is_numeric():
+        return (values == 1).set((values != 0) & (values != 1), None)
+    return _nothing(values, pl.Boolean)
+
+
+def _instant(values: pl.Series) -> pl.Series:
+    """Instants in UTC; text in ISO 8601; without a zone taken as UTC. Bare numbers have no unit, so no reading."""
+    kind = values.dtype
+    if isinstance(kind, pl.Datetime):
+        zoned = values.dt.replace_time_zone("UTC") if kind.time_zone is None else values.dt.convert_time_zone("UTC")
+        return zoned.dt.cast_time_unit("us")
+    if kind == pl.Date:
+        return values.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    if kind == pl.String:
+        text = pl.col(values.name).str
+        naive = [text.to_datetime(f, time_unit="us", strict=False) for f in _NAIVE_FORMATS]
+        zoned = [text.to_datetime(f"{f}%#z", time_unit="us", time_zone="UTC", strict=False) for f in _NAIVE_FORMATS]
+        days = text.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
+        read = pl.coalesce(*zoned, *(n.dt.replace_time_zone("UTC") for n in [*naive, days]))
+        return values.to_frame().select(read).to_series().cast(UTC_US)
+    return _nothing(values, UTC_US)

@@ -1,0 +1,159 @@
+"""A snapshot: what was known of the log at one instant, as an immutable list of files.
+
+Parts are only ever added to a store, and a snapshot lists the parts that hold a row known before `as_of`. Importing
+newer days leaves the list, and so the digest, as it was; a late row that was known by then rightly changes it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from engagement.contract import Manifest, engagement_schema
+from engagement.errors import EvergreenError
+from engagement.files import read_part, unreadable, write_text
+from engagement.index import Part, Room, from_us, to_us
+
+ORDER = ["event_timestamp", "request_id", "item_id"]  # unique: the store keeps one row a request and item
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a store knew at an instant.
+
+    Attributes:
+        root: The store's directory.
+        as_of: Only rows known strictly before it are seen; UTC.
+        digest: Hex SHA-256 over the manifest, the list of (path, sha256) and `as_of`.
+        manifest: What the data is.
+        files: The parts that hold at least one visible row, in path order.
+    """
+
+    root: Path
+    as_of: datetime
+    digest: str
+    manifest: Manifest
+    files: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, root: Path, manifest: Manifest, parts: tuple[Part, ...], as_of: datetime) -> "Snapshot":
+        """The snapshot of a store that consists of `parts`."""
+        cut = to_us(as_of)
+        files = tuple(sorted((p for p in parts if p.known_from < cut), key=lambda p: p.path))
+        named = {"manifest": manifest.to_json(), "files": [(p.path, p.sha256) for p in files], "as_of": cut}
+        digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+        return cls(Path(root), as_of.astimezone(UTC), digest, manifest, files)
+
+    def parts(self, room: Room) -> list[Part]:
+        """The files of one table, in path order (for engagements: day order)."""
+        return [p for p in self.files if p.room == room]
+
+    def engagements(self, start: datetime | None = None, end: datetime | None = None) -> pa.Table:
+        """Rows shown in [start, end) that were known before `as_of`, sorted by time, request and item.
+
+        Where `exposure` is `positives`, a sampled candidate whose real row arrived later is left out as soon as
+        the real row is known.
+
+        Raises:
+            EvergreenError: A part is missing or corrupt; the error names it.
+        """
+        low = None if start is None else to_us(start)
+        high = min(to_us(end), to_us(self.as_of)) if end is not None else to_us(self.as_of)
+        frames = []
+        for part in self.parts("engagements"):
+            if (low is None or part.last >= low) and part.first < high:
+                frames.append(_between(self._read(part), low, high, to_us(self.as_of)))
+        schema = engagement_schema(self.manifest)
+        if not frames:
+            return schema.empty_table()
+        rows = pl.concat(frames)
+        if self.manifest.exposure == "positives":
+            rows = _without_shadowed(rows)
+        return rows.sort(ORDER).to_arrow().cast(schema)
+
+    def items(self) -> pa.Table:
+        """Items that were available before `as_of`, sorted by (created_timestamp, item_id)."""
+        return self._profiles("items", ["created_timestamp", "item_id"])
+
+    def users(self) -> pa.Table:
+        """User rows valid from before `as_of`, sorted by (event_timestamp, user_id); several a user are possible."""
+        return self._profiles("users", ["event_timestamp", "user_id"])
+
+    def save(self) -> Path:
+        """Record the snapshot under `<root>/snapshots/<digest>.json`; saving it again changes nothing."""
+        path = self.root / "snapshots" / f"{self.digest}.json"
+        recorded = {
+            "as_of": self.as_of.isoformat(),
+            "digest": self.digest,
+            "manifest": self.manifest.to_json(),
+            "files": [p.to_json() for p in self.files],
+        }
+        write_text(path, json.dumps(recorded, indent=1) + "\n")
+        return path
+
+    @classmethod
+    def load(cls, root: Path, digest: str) -> "Snapshot":
+        """Read a recorded snapshot and verify that its files are there, whole in size.
+
+        The content of each page is verified by its checksum when it is read.
+
+        Raises:
+            EvergreenError: There is no such record, it is damaged, or a file is missing or has another size.
+        """
+        path = Path(root) / "snapshots" / f"{digest}.json"
+        try:
+            recorded = json.loads(path.read_text())
+            manifest = Manifest.from_json(recorded["manifest"], str(path))
+            files = tuple(Part(**p) for p in recorded["files"])
+            as_of = datetime.fromisoformat(recorded["as_of"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EvergreenError(f"no readable snapshot {path} ({error})", "Run the retrain again") from error
+        snapshot = cls.of(root, manifest, files, as_of)
+        if snapshot.digest != digest:
+            raise EvergreenError(f"the snapshot record {path} was changed", "Delete it and run the retrain again")
+        for part in files:
+            file = Path(root) / part.path
+            if not file.exists():
+                raise unreadable(file, FileNotFoundError())
+            if file.stat().st_size != part.size:
+                raise unreadable(file, ValueError(f"{file.stat().st_size} bytes instead of {part.size}"))
+        return snapshot
+
+    def _read(self, part: Part) -> pa.Table:
+        return read_part(self.root / part.path)
+
+    def _profiles(self, room: Room, order: list[str]) -> pa.Table:
+        tables = [self._read(p) for p in self.parts(room)]
+        if not tables:
+            key = "item_id" if room == "items" else "user_id"
+            features = self.manifest.item_features if room == "items" else self.manifest.user_features
+            time = ("event_timestamp" if room == "users" else "created_timestamp", pa.timestamp("us", tz="UTC"))
+            return pa.schema([(key, pa.string()), time, *((f, pa.string()) for f in features)]).empty_table()
+        # Deliveries may differ in having embeddings; what is absent becomes null.
+        table = pa.concat_tables(tables, promote_options="default")
+        frame = pl.from_arrow(table)
+        assert isinstance(frame, pl.DataFrame)
+        known = frame.filter(pl.col(order[0]).dt.timestamp("us") < to_us(self.as_of)).sort(order)
+        return known.to_arrow().cast(table.schema)
+
+
+def _between(table: pa.Table, low: int | None, high: int, as_of: int) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    event, created = pl.col("event_timestamp").dt.timestamp("us"), pl.col("created_timestamp").dt.timestamp("us")
+    wanted = (event < high) & (created < as_of)
+    return frame.filter(wanted if low is None else wanted & (event >= low))
+
+
+def _without_shadowed(rows: pl.DataFrame) -> pl.DataFrame:
+    key = ["request_id", "item_id"]
+    real = rows.filter(~pl.col("sampled")).select(key)
+    drawn = rows.filter("sampled").join(real, on=key, how="anti")
+    return pl.concat([rows.filter(~pl.col("sampled")), drawn])
+
+
+__all__ = ["ORDER", "Snapshot", "from_us", "to_us"]

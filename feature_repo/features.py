@@ -1,0 +1,182 @@
+"""The one declaration of the features: what there is, where it lives, and what the ranker gets.
+
+Feast's views, the Parquet behind them, the columns of the ranking table, Evidently's data definition and the serving
+request all derive from `declare`. A feature that a view holds is named as Feast names it, `<view>__<column>`, so that
+one name means one thing everywhere; features without `__` are worked out when a request is ranked.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import pyarrow as pa
+
+from engagement.contract import Manifest
+from engagement.errors import EvergreenError
+from engagement.table import Feature, Kind, Level, TableSpec
+
+SERVICE = "ranker_v1"
+HISTORY_LENGTH = 100  # recent actions a request may look at, as in TransAct (Xia et al., KDD 2023)
+CATEGORIES_WIDTH = 8  # of a list<string> the first eight count
+COUNT_DAYS = (1, 7, 30)
+RATE_DAYS = 30
+RATE_PRIOR_WEIGHT = 20.0  # impressions' worth of trust in the global rate
+STATS_TTL = timedelta(days=7)  # longer than the longest gap between two slots; a stopped pipeline serves nulls, not old counts
+
+Entity = Literal["user", "item"]
+# Column types of a view, in the few types that Feast, Parquet and the online store share.
+ColumnType = Literal["string", "strings", "float", "floats", "int", "ints"]
+_TYPE_OF_KIND: dict[Kind, ColumnType] = {
+    "categorical": "string",
+    "categories": "strings",
+    "numeric": "float",
+    "embedding": "floats",
+}
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One trailing number about a user or an item, as of midnight UTC.
+
+    Attributes:
+        name: Column of the stats view.
+        action: The action counted; None counts impressions.
+        days: Length of the window that ends at the snapshot.
+        rate: False for the plain count; True for `(count + m * prior) / (impressions + m)`, where `prior` is the
+            rate over all rows in the same window and `m` is `RATE_PRIOR_WEIGHT`.
+    """
+
+    name: str
+    action: str | None
+    days: int
+    rate: bool
+
+
+@dataclass(frozen=True)
+class View:
+    """One Feast view.
+
+    Attributes:
+        name: View name.
+        entity: `user` or `item`; the join key is `<entity>_id`.
+        ttl: How long a row stays true; zero for ever.
+        columns: (name, type) of the columns besides key and timestamps.
+        offline: Whether the training join reads it. The history is not joined: the ranking table points into the log.
+    """
+
+    name: str
+    entity: Entity
+    ttl: timedelta
+    columns: tuple[tuple[str, ColumnType], ...]
+    offline: bool = True
+
+    @property
+    def key(self) -> str:
+        """The join key."""
+        return f"{self.entity}_id"
+
+
+def statistics(actions: tuple[str, ...], primary_action: str) -> tuple[Statistic, ...]:
+    """The trailing numbers that each user and each item has."""
+    counts = [Statistic(f"impressions_{d}d", None, d, rate=False) for d in COUNT_DAYS]
+    counts += [Statistic(f"count_{primary_action}_{d}d", primary_action, d, rate=False) for d in COUNT_DAYS if d > 1]
+    rates = [Statistic(f"rate_{a}_{RATE_DAYS}d", a, RATE_DAYS, rate=True) for a in actions]
+    return tuple(counts + rates)
+
+
+def declare(manifest: Manifest, item_schema: pa.Schema, user_schema: pa.Schema) -> TableSpec:
+    """Declare every feature of a dataset.
+
+    Args:
+        manifest: Which columns are features.
+        item_schema: Types of the item columns. An embedding's width is that of its fixed-size list (`sized` gives it).
+        user_schema: Types of the user columns.
+
+    Raises:
+        EvergreenError: A feature column is missing, has a type that no feature can have, or an embedding has no width.
+    """
+    stats = statistics(manifest.actions, manifest.primary_action)
+    user = [_profile("user", n, user_schema) for n in manifest.user_features]
+    item = [_profile("item", n, item_schema) for n in manifest.item_features]
+    if "embedding" in item_schema.names:
+        item.append(_profile("item", "embedding", item_schema))
+    features = (
+        Feature("user_id", "request", "categorical"),
+        *user,
+        *(Feature(f"context__{n}", "request", "categorical") for n in manifest.context_features),
+        Feature("hour_of_day", "request", "categorical"),
+        Feature("day_of_week", "request", "categorical"),
+        *(_stat("user", s) for s in stats),
+        Feature("days_since_action", "request", "numeric", transform="log1p"),
+        Feature("item_id", "candidate", "categorical"),
+        *item,
+        *(_stat("item", s) for s in stats),
+        Feature("item_age_days", "candidate", "numeric", transform="log1p"),
+    )
+    return TableSpec(features, manifest.actions, manifest.primary_action, manifest.negative_actions)
+
+
+def views(spec: TableSpec) -> tuple[View, ...]:
+    """The Feast views that hold the declared features."""
+    never = timedelta(0)
+    # Not a feature: the item's age is worked out from it at request time.
+    item_columns = (("created_us", "int"), *_columns(spec, "item_profile"))
+    history = (("time", "ints"), ("actions", "ints"), ("item", "strings"))
+    found = (
+        View("user_profile", "user", never, _columns(spec, "user_profile")),
+        View("item_profile", "item", never, item_columns),
+        View("user_stats", "user", STATS_TTL, _columns(spec, "user_stats")),
+        View("item_stats", "item", STATS_TTL, _columns(spec, "item_stats")),
+        View("user_history", "user", never, history, offline=False),
+    )
+    return tuple(v for v in found if v.columns)
+
+
+def sized(items: pa.Table) -> pa.Table:
+    """Items with the embedding as a fixed-size list, of the commonest width; other widths become null."""
+    if "embedding" not in items.column_names:
+        return items
+    index = items.column_names.index("embedding")
+    column = items.column(index).combine_chunks()
+    lengths = column.value_lengths()
+    counts = sorted(((c["counts"], -c["values"]) for c in lengths.value_counts().to_pylist() if c["values"]), reverse=True)
+    if not counts:
+        return items.remove_column(index)
+    width = -counts[0][1]
+    values = [v if v is not None and len(v) == width else None for v in column.to_pylist()]
+    return items.set_column(index, "embedding", pa.array(values, pa.list_(pa.float32(), width)))
+
+
+def _columns(spec: TableSpec, view: str) -> tuple[tuple[str, ColumnType], ...]:
+    parts = [(f.name.split("__", 1), f.kind) for f in spec.features]
+    return tuple((name[1], _TYPE_OF_KIND[kind]) for name, kind in parts if name[0] == view and len(name) == 2)
+
+
+def _stat(entity: Entity, stat: Statistic) -> Feature:
+    return Feature(f"{entity}_stats__{stat.name}", _level(entity), "numeric", transform="none" if stat.rate else "log1p")
+
+
+def _profile(entity: Entity, name: str, schema: pa.Schema) -> Feature:
+    if name not in schema.names:
+        raise EvergreenError(f"the {entity}s lack the column '{name}' that the manifest names", "Import the dataset again")
+    kind, width = _kind(entity, name, schema.field(name).type)
+    return Feature(f"{entity}_profile__{name}", _level(entity), kind, width)
+
+
+def _kind(entity: Entity, name: str, found: pa.DataType) -> tuple[Kind, int]:
+    if pa.types.is_string(found):
+        return "categorical", 1
+    if pa.types.is_list(found) and pa.types.is_string(found.value_type):
+        return "categories", CATEGORIES_WIDTH
+    if pa.types.is_floating(found) or pa.types.is_integer(found):
+        return "numeric", 1
+    if pa.types.is_fixed_size_list(found) and pa.types.is_floating(found.value_type):
+        return "embedding", found.list_size
+    raise EvergreenError(
+        f"column '{name}' of the {entity}s has the type {found}, which no feature can have",
+        "Give it as string, list<string> or a number, an embedding as lists of one length",
+    )
+
+
+def _level(entity: Entity) -> Level:
+    return "request" if entity == "user" else "candidate"

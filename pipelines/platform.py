@@ -1,0 +1,62 @@
+"""What only a cluster honours: resources, GPUs, secrets, volumes, timeouts, retries.
+
+The local runner ignores all of it without a word, so `tests/unit/test_pipelines_compiled.py` asserts it on the
+compiled YAML. Steps read the same environment variables in both places.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from kfp import kubernetes
+
+HOME_MOUNT = "/evergreen"
+HOME_CLAIM = "evergreen-home"
+SETTINGS_MAP = "evergreen-settings"
+MLFLOW_SECRET = "evergreen-mlflow"  # noqa: S105 - the name of a Kubernetes secret, not a secret
+GPU = "nvidia.com/gpu"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Resources of one step on a cluster.
+
+    Attributes:
+        cpu: Cores requested.
+        memory: Memory requested and limited.
+        timeout_s: Seconds after which the step is ended.
+        retries: Times that a failed step is tried again; every step is safe to run twice.
+        gpu: GPUs of the step.
+        cache: Whether a finished step may be reused for the same arguments (they include the run's name).
+    """
+
+    cpu: str = "1"
+    memory: str = "2Gi"
+    timeout_s: int = 1800
+    retries: int = 2
+    gpu: int = 0
+    cache: bool = True
+
+
+def on_cluster(task: Any, needs: Needs) -> Any:
+    """Apply a step's needs to its task; returns the task."""
+    task.set_cpu_request(needs.cpu).set_memory_request(needs.memory).set_memory_limit(needs.memory)
+    task.set_retry(needs.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="300s")
+    task.set_caching_options(needs.cache)
+    if needs.gpu:
+        task.set_accelerator_type(GPU).set_accelerator_limit(needs.gpu)
+        kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit="2Gi")
+    kubernetes.set_timeout(task, needs.timeout_s)
+    kubernetes.mount_pvc(task, pvc_name=HOME_CLAIM, mount_path=HOME_MOUNT)
+    kubernetes.use_config_map_as_env(
+        task,
+        config_map_name=SETTINGS_MAP,
+        config_map_key_to_env={k: k for k in ("EVERGREEN_HOME", "EVERGREEN_MLFLOW_TRACKING_URI", "EVERGREEN_RECIPE")},
+    )
+    kubernetes.use_secret_as_env(
+        task,
+        secret_name=MLFLOW_SECRET,
+        secret_key_to_env={"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
+    )
+    kubernetes.set_security_context(task, run_as_user=10001, run_as_non_root=True)
+    return task

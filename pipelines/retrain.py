@@ -1,0 +1,52 @@
+"""The story of one retrain, from the log to served traffic.
+
+plan ─▶ features ─▶ train ─▶ judge ─▶ register ─▶ promote? ─▶ canary ─▶ champion
+                       └────▶ drift ──────┘          └─ hold: the champion goes on serving
+"""
+
+from kfp import dsl
+
+from components.conclude import conclude
+from components.drift import check_drift
+from components.features import build_features
+from components.judge import judge_challenger
+from components.plan import make_plan
+from components.register import register_model
+from components.train import train_ranker
+from model.continual import DEFAULT_STRATEGY
+from pipelines.platform import Needs, on_cluster
+from pipelines.rollout import rollout
+
+
+@dsl.pipeline(name="retrain", description="Update the ranker on new engagement; let it in only on evidence.")
+def retrain(as_of: str, strategy: str = DEFAULT_STRATEGY, reason: str = "slot") -> None:
+    """Retrain at `as_of` (ISO 8601 with offset), and roll the challenger out if it passes the gate."""
+    # Who is champion, and which rows are new, is read afresh each time: the one input that arguments do not hold.
+    plan = on_cluster(make_plan(as_of=as_of, strategy=strategy, reason=reason), Needs(cache=False))
+
+    features = on_cluster(build_features(plan=plan.output), Needs(cpu="4", memory="16Gi"))
+    table = features.outputs["table"]
+
+    challenger = on_cluster(
+        train_ranker(plan=plan.output, table=table), Needs(cpu="4", memory="16Gi", timeout_s=14400, gpu=1)
+    )
+    bundle = challenger.outputs["bundle"]
+
+    gate = on_cluster(judge_challenger(plan=plan.output, table=table, bundle=bundle), Needs(cpu="2", memory="8Gi", gpu=1))
+    drift = on_cluster(check_drift(plan=plan.output, table=table, bundle=bundle), Needs(cpu="2", memory="8Gi"))
+
+    version = on_cluster(
+        register_model(
+            plan=plan.output,
+            bundle=bundle,
+            evidence=gate.outputs["evidence"],
+            report=gate.outputs["report"],
+            drift=drift.outputs["verdict"],
+        ),
+        Needs(cache=False),
+    )
+    with dsl.If(gate.outputs["Output"] == "promote"):
+        live = rollout(version=version.output, as_of=as_of)
+        on_cluster(conclude(plan=plan.output, version=version.output, went_live=live.output), Needs(cache=False))
+    with dsl.Else():
+        on_cluster(conclude(plan=plan.output, version=version.output, went_live="held"), Needs(cache=False))
