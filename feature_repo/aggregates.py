@@ -12,7 +12,7 @@ import polars as pl
 from feature_repo.encode import DAY_US
 from feature_repo.features import RATE_DAYS, RATE_PRIOR_WEIGHT, Statistic
 
-LOOK_BACK = timedelta(days=RATE_DAYS)
+LOOK_BACK = timedelta(days=RATE_DAYS + 1)  # the closing row of zeros comes a day after the longest window
 
 
 def snapshots(
@@ -21,7 +21,7 @@ def snapshots(
     """Compute the rows of all midnights in [first, last].
 
     Args:
-        log: Engagement rows; those shown in [first - 31 days, last) must be among them.
+        log: Engagement rows; those shown in [first - LOOK_BACK, last) must be among them.
         key: `user_id` or `item_id`.
         stats: The statistics, in column order.
         first: First midnight, UTC.

@@ -183,11 +183,16 @@ def hide(batch: Batch, config: TrainConfig, generator: torch.Generator) -> Batch
 
     window_B1 = torch.rand(len(batch.history_mask_BL), 1, generator=generator) * config.time_window_hours
     mask_BL = batch.history_mask_BL & (batch.history_hours_BL >= window_B1)
+    # What is left moves to the front: the first K outputs are those of the newest visible actions, as in serving.
+    order_BL = torch.argsort((~mask_BL).to(torch.uint8), dim=1, stable=True)
+    mask_BL = mask_BL.gather(1, order_BL)
     return replace(
         batch,
         request_ids_BW=drop(batch.request_ids_BW),
         item_ids_NW=drop(batch.item_ids_NW),
-        history_ids_BL=drop(batch.history_ids_BL).masked_fill(~mask_BL, 0),
+        history_ids_BL=drop(batch.history_ids_BL).gather(1, order_BL).masked_fill(~mask_BL, 0),
+        history_bits_BL=batch.history_bits_BL.gather(1, order_BL).masked_fill(~mask_BL, 0),
+        history_hours_BL=batch.history_hours_BL.gather(1, order_BL).masked_fill(~mask_BL, 0),
         history_mask_BL=mask_BL,
     )
 

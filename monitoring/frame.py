@@ -18,7 +18,11 @@ IDS = ("request_id", "user_id", "item_id")  # never compared as categories, only
 
 
 def sample_frame(
-    sample: pa.Table, table: RankingTable, scores: np.ndarray, limit: int = rules.REFERENCE_ROWS, seed: int = 0
+    sample: pa.Table,
+    table: RankingTable,
+    scores: np.ndarray,
+    limit: int = rules.REFERENCE_ROWS,
+    seed: int = 0,
 ) -> pa.Table:
     """Join raw feature values with what the model predicted and what happened.
 
@@ -58,7 +62,10 @@ def take_requests(frame: pa.Table, limit: int, seed: int = 0) -> pa.Table:
     if frame.num_rows <= limit:
         return frame
     requests = frame["request_id"].cast(pa.string()).combine_chunks().dictionary_encode()
-    hashes = np.array([xxhash.xxh3_64_intdigest(r.encode(), seed=seed) for r in requests.dictionary.to_pylist()], dtype=np.uint64)
+    hashes = np.array(
+        [xxhash.xxh3_64_intdigest(r.encode(), seed=seed) for r in requests.dictionary.to_pylist()],
+        dtype=np.uint64,
+    )
     codes = requests.indices.to_numpy()
     sizes = np.bincount(codes, minlength=len(hashes))
     order = np.argsort(hashes, kind="stable")

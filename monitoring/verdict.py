@@ -94,4 +94,6 @@ class DriftVerdict:
         try:
             return cls.from_json(path.read_text())
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise EvergreenError(f"{path} holds no drift verdict ({error})", "Run the drift check again") from error
+            raise EvergreenError(
+                f"{path} holds no drift verdict ({error})", "Run the drift check again"
+            ) from error

@@ -123,12 +123,14 @@ class Processes:
         """Start a process, without waiting until it is ready (`wait`). If the same one runs, it is kept.
 
         Args:
-            name: Unique name in the home. command: Program and arguments. ready: URL that answers 200 once
-            the process does its work. ports: Loopback ports that it will listen on, by role. setting: The
-            setting that a person changes when a port is taken. environment: Added to this process's
-            environment. temporary: Whether it dies with this process. Call from the main thread then: the
-            kernel ties the
-                child to the thread that started it.
+            name: Unique name in the home.
+            command: Program and arguments.
+            ready: URL that answers 200 once the process does its work.
+            ports: Loopback ports that it will listen on, by role.
+            setting: The setting that a person changes when a port is taken.
+            environment: Added to this process's environment.
+            temporary: Whether it dies with this process. The kernel ties it to the thread that starts it, so
+                only the main thread may.
             keep_signal: Signal on which a temporary process becomes permanent (see `keep`); 0: it cannot.
 
         Raises:

@@ -1,0 +1,196 @@
+"""What a person sees: progress while it runs, a short table at the end, one line for an error."""
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from engagement.errors import EvergreenError
+from evergreen.settings import LOOPBACK, Settings
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Progress:
+    """A progress line a step: a live bar on a terminal, a plain line where the output is a file."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet, self.bar, self.task, self.step = quiet, None, None, ""  # type: ignore[var-annotated]
+
+    def __enter__(self) -> "Progress":
+        if not self.quiet and err.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+            self.bar = RichProgress(*columns, console=err, transient=False)
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self._finish()
+            self.bar.stop()
+
+    def __call__(self, step: str, text: str, done: int, total: int) -> None:
+        """Show that `step` is at `done` of `total`."""
+        if self.quiet:
+            return
+        label = f"{step:<18} {text}"
+        if not self.bar:
+            if step != self.step or (text and not total):
+                err.print(f"  {escape(label)}")
+            self.step = step
+            return
+        if step != self.step:
+            self._finish()
+            self.task, self.step = self.bar.add_task(label, total=None), step
+        self.bar.update(self.task, description=escape(label), completed=done, total=total or None)
+
+    def _finish(self) -> None:
+        if self.bar and self.task is not None:
+            total = self.bar.tasks[-1].total or 1
+            self.bar.update(self.task, total=total, completed=total)
+
+
+def failed(error: EvergreenError) -> None:
+    """One line for an error."""
+    err.print(f"[bold red]evergreen:[/] {escape(str(error))}", soft_wrap=True)
+
+
+def imported(report: dict[str, Any]) -> None:
+    """What an import did."""
+    if not report["imported"] and report["already_present"]:
+        out.print(f"Nothing to do: all {report['already_present']:,} engagements are already in the store.")
+        return
+    out.print(
+        f"Imported {report['imported']:,} engagements in {report['requests']:,} requests by {report['users']:,} users "
+        f"on {report['items']:,} items ({report['first']:.10} to {report['last']:.10})."
+    )
+    if report["sampled"]:
+        out.print(f"{report['sampled']:,} of the candidates were sampled: only positives were logged.")
+    for reason, count in report["quarantined"].items():
+        out.print(f"  {count:,} rows went to quarantine: {reason}")
+
+
+def interval(metric: dict[str, Any] | None, action: str) -> str:
+    """`0.123 [0.10, 0.14]`, or a dash for a model that there is not."""
+    if not metric:
+        return "–"
+    value = f"{metric['hit3'][action]:.3f}"
+    bounds = metric.get("interval", {}).get(action)
+    return f"{value} \\[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else value
+
+
+def retrained(results: list[dict[str, Any]], settings: Settings) -> None:
+    """The table at the end of a retrain."""
+    for r in results:
+        if r["repeated"]:
+            out.print(f"Nothing to do for {r['as_of']:.16}: run {r['run_key']} has finished.")
+    primary = results[-1]["gate"]["primary_action"]
+    table = Table(title=f"HIT@3/{primary} on the same later requests", title_justify="left", show_lines=True)
+    for name in ("slot", "champion", "challenger", "gate", "canary", "serves now"):
+        table.add_column(name, overflow="fold")
+    for r in results:
+        gate, steps = r["gate"], (r["rollout"] or {"steps": []})["steps"]
+        before, version = f"v{r['champion']}" if r["champion"] else "–", f"v{r['version']}"
+        serves = version if r["outcome"] == "champion" else before
+        table.add_row(
+            f"{r['as_of']:.16}\n{gate['requests']} requests",
+            f"{before}\n{interval(gate['metrics']['champion'], primary)}",
+            f"{version}\n{interval(gate['metrics']['challenger'], primary)}",
+            f"[{'green' if gate['verdict'] == 'promote' else 'yellow'}]{gate['verdict']}[/]: {escape(gate['reason'])}",
+            " → ".join(f"{s['percent']} % {'ok' if s['verdict'] == 'pass' else s['verdict']}" for s in steps) or "–",
+            f"[bold]{serves}[/]",
+        )
+    out.print(table)
+    look_further(settings)
+
+
+def look_further(settings: Settings) -> None:
+    """The commands that show more."""
+    out.print("Look further:")
+    for command, what in (
+        ("evergreen up", f"MLflow UI, Evidently UI and the serving gateway on {LOOPBACK}"),
+        ("evergreen status", "champion, traffic, drift, next slot"),
+        ("evergreen replay --from T0 --to T1", "the same, slot after slot, over history"),
+    ):
+        out.print(f"  .venv/bin/{command:<36} {what}")
+
+
+def replayed(result: dict[str, Any]) -> None:
+    """Totals by strategy."""
+    primary = result["primary_action"]
+    table = Table(title=f"Replay of {result['dataset']}: HIT@3/{primary}, weighted by requests", title_justify="left")
+    for name in ("strategy", "slots", "promoted", "requests", "challenger", "champion", "train rows", "train s"):
+        table.add_column(name, justify="left" if name == "strategy" else "right")
+    for strategy, s in result["summary"].items():
+        hits = [s[f"hit3_{primary}_{who}"] for who in ("challenger", "champion")]
+        shown = [f"{h:.3f}" if h is not None else "–" for h in hits]
+        counts = (f"{s['slots']}", f"{s['promoted']}", f"{s['requests']:,}")
+        table.add_row(strategy, *counts, *shown, f"{s['train_rows']:,}", f"{s['train_seconds']:.1f}")
+    out.print(table)
+    if result["exposure"] == "positives":
+        out.print("Only positives were logged: candidates were completed by sampling, so HIT@3 is not that of a feed.")
+
+
+def promoted(record: dict[str, Any]) -> None:
+    """How a rollout ended."""
+    for s in record["steps"]:
+        out.print(f"  {s['percent']:>3} %  {s['requests']} requests, {s['errors']} errors: {s['verdict']}")
+    colour = "green" if record["outcome"] == "champion" else "red"
+    out.print(f"[{colour}]{record['outcome'].replace('_', ' ')}[/]: {escape(record['reason'])}")
+
+
+def rolled_back(result: dict[str, Any]) -> None:
+    """Who serves after a rollback."""
+    out.print(f"Champion is v{result['champion']} again (was v{result['was']}).")
+
+
+def status(state: dict[str, Any]) -> None:
+    """The state of the house on one screen."""
+    serving, drift = state["serving"], state["drift"]
+    if not state["champion"]:
+        out.print(f"No champion yet in {state['home']}. Run `evergreen retrain`.")
+    else:
+        table = Table.grid(padding=(0, 2))
+        table.add_row("champion", f"v{state['champion']}" + (f" (previous v{state['previous']})" if state["previous"] else ""))
+        table.add_row("traffic", serving["summary"])
+        table.add_row("drift", escape(drift["reason"]) if drift else "not checked yet")
+        table.add_row("next slot", f"{state['next_slot']:.16} UTC")
+        out.print(table)
+    runs = Table(title="Last runs", title_justify="left")
+    for name in ("as of", "asked by", "version", "outcome", "gate"):
+        runs.add_column(name, overflow="fold")
+    for r in state["runs"]:
+        runs.add_row(f"{r['as_of']:.16}", r["reason"], f"v{r['version']}", r["outcome"], escape(r["gate"]["reason"]))
+    if state["runs"]:
+        out.print(runs)
+
+
+def monitored(record: dict[str, Any]) -> None:
+    """What a drift check found and what it started."""
+    out.print(f"drift: {escape(record['drift']['reason'])}")
+    out.print(f"decision: {record['decision']['action']} ({escape(record['decision']['reason'])})")
+
+
+def schedule(upcoming: list[str]) -> None:
+    """The next slots."""
+    for slot in upcoming:
+        out.print(f"{slot:.16} UTC")
+
+
+def started(services: list[dict[str, Any]]) -> None:
+    """Addresses of what runs."""
+    table = Table.grid(padding=(0, 2))
+    for s in services:
+        table.add_row(s["name"], s["url"], "already running" if s["already"] else "started", s.get("note", ""))
+    out.print(table)
+    out.print("Stop them with `evergreen down`.")
+
+
+def stopped(names: list[str]) -> None:
+    """What was stopped."""
+    out.print(f"Stopped {', '.join(names)}." if names else "Nothing to stop.")
