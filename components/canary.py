@@ -16,7 +16,6 @@ CANARY_DAYS = 14
 def latest_requests(settings: Settings, as_of: datetime) -> list[Any]:
     """The last requests known at `as_of`, oldest first, as the canary sends them."""
     import polars as pl
-
     from serving.rollout import ReplayRequest
 
     store = EngagementStore(settings.data)

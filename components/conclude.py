@@ -42,4 +42,7 @@ def conclude(plan: str, version: str, went_live: str) -> None:
     from components.plan import Plan, write_once
 
     settings, p = begin(), Plan.from_json(plan)
-    write_once(p.directory(settings) / "result.json", json.dumps(result_of(settings, p, version, went_live), indent=1))
+    write_once(
+        p.directory(settings) / "result.json",
+        json.dumps(result_of(settings, p, version, went_live), indent=1),
+    )

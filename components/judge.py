@@ -1,12 +1,12 @@
 """Step 4: the gate. Challenger against champion on the same later requests."""
 
 from kfp import dsl
+from model.gate import Verdict, judge
 
 from components.base import step
 from components.plan import Plan
 from engagement.table import RankingTable
 from model.bundle import Bundle
-from model.gate import Verdict, judge
 from model.predict import score
 
 

@@ -20,7 +20,16 @@ from evergreen.settings import Settings
 MIN_EVIDENCE_REQUESTS = 300
 MAX_EVIDENCE_SLOTS = 4
 
-_ROOMS = ("components", "engagement", "evergreen", "feature_repo", "model", "monitoring", "pipelines", "serving")
+_ROOMS = (
+    "components",
+    "engagement",
+    "evergreen",
+    "feature_repo",
+    "model",
+    "monitoring",
+    "pipelines",
+    "serving",
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,14 @@ def code_version() -> str:
 
 def name_run(settings: Settings, snapshot: Snapshot, strategy: str) -> str:
     """The run's name: `<as_of>-<digest of inputs>`. The same inputs always give the same name."""
-    inputs = [snapshot.as_of.isoformat(), snapshot.digest, code_version(), settings.recipe, strategy, settings.seed]
+    inputs = [
+        snapshot.as_of.isoformat(),
+        snapshot.digest,
+        code_version(),
+        settings.recipe,
+        strategy,
+        settings.seed,
+    ]
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:10]
     return f"{snapshot.as_of:%Y%m%dT%H%M}-{digest}"
 
@@ -149,7 +165,10 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
     first = EngagementStore(settings.data).time_range()[0]
     plan = replace(plan, train_start=first if full_history or trained_to is None else trained_to)
     if plan.train_start >= plan.train_end:
-        raise EvergreenError(f"there is no history before {plan.train_end:%Y-%m-%d %H:%M} to train on", "Choose a later --as-of")
+        raise EvergreenError(
+            f"there is no history before {plan.train_end:%Y-%m-%d %H:%M} to train on",
+            "Choose a later --as-of",
+        )
     write_once(path, plan.to_json())
     return plan
 

@@ -71,7 +71,9 @@ def train_ranker(plan: str, table: dsl.Input[dsl.Dataset], bundle: dsl.Output[ds
     settings, p = begin(), Plan.from_json(plan)
     whole = RankingTable.load(Path(table.path))
     train_table, _ = split(p, whole)
-    trained = train_challenger(p, train_table, champion_bundle(settings, p.champion), p.directory(settings) / "checkpoints")
+    trained = train_challenger(
+        p, train_table, champion_bundle(settings, p.champion), p.directory(settings) / "checkpoints"
+    )
     trained.save(Path(bundle.path))
     reference = scored_sample(trained, whole, Path(table.path), p.train_start, p.train_end)
     pq.write_table(reference, Path(bundle.path) / "reference.parquet")

@@ -76,7 +76,9 @@ class Manifest:
         """
         problems = _problems(data)
         if problems:
-            raise EvergreenError(f"{where} breaks the contract: {'; '.join(problems)}", "Correct the manifest")
+            raise EvergreenError(
+                f"{where} breaks the contract: {'; '.join(problems)}", "Correct the manifest"
+            )
         assert isinstance(data, dict)
         known = {f.name for f in fields(cls)}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known})
@@ -93,7 +95,8 @@ class Manifest:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise EvergreenError(
-                f"{directory} holds no readable manifest.json ({error.strerror})", "Name a directory in the contract"
+                f"{directory} holds no readable manifest.json ({error.strerror})",
+                "Name a directory in the contract",
             ) from error
         except ValueError as error:
             raise EvergreenError(f"{path} is no JSON ({error})", "Correct the manifest") from error
@@ -109,6 +112,25 @@ class Manifest:
         return [n for n in compared if getattr(self, n) != getattr(other, n)]
 
 
+REJECTED = pa.schema([("reason", pa.string()), ("file", pa.string()), ("row", pa.string())])
+
+
+@dataclass
+class Remarks:
+    """What an importer has to say about its conversion; complete once the engagements were read.
+
+    Attributes:
+        rejected: Rows that it could not use, such as exact duplicates in a format whose rows it merges, as tables in
+            the columns of `REJECTED`. They count as read and as bad, and go to quarantine.
+        merged: Rows that became part of another row.
+        notes: One line each, for the report.
+    """
+
+    rejected: list[pa.Table] = field(default_factory=list)
+    merged: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What an importer hands to the store.
@@ -119,20 +141,14 @@ class Dataset:
             Schema metadata `file` names the file that a batch comes from.
         items: All items.
         users: All users; may be empty.
-        rejected: Rows that the importer itself could not use (exact duplicates of a format that it merges),
-            as text columns `reason`, `file`, `row`; they count as read and as bad.
-        notes: One-line remarks on the conversion, for the report.
+        remarks: Filled by the importer while the engagements are read.
     """
 
     manifest: Manifest
     engagements: Iterable[pa.Table]
     items: pa.Table
     users: pa.Table
-    rejected: pa.Table = field(default_factory=lambda: REJECTED.empty_table())
-    notes: tuple[str, ...] = ()
-
-
-REJECTED = pa.schema([("reason", pa.string()), ("file", pa.string()), ("row", pa.string())])
+    remarks: Remarks = field(default_factory=Remarks)
 
 
 def engagement_schema(manifest: Manifest) -> pa.Schema:
@@ -166,7 +182,9 @@ def item_schema(manifest: Manifest, found: pa.Schema) -> pa.Schema:
 def user_schema(manifest: Manifest, found: pa.Schema) -> pa.Schema:
     """Columns of a stored user; features as in `item_schema`."""
     columns = [("user_id", pa.string()), ("event_timestamp", TIMESTAMP)]
-    return pa.schema(columns + [(name, feature_type("users", name, found)) for name in manifest.user_features])
+    return pa.schema(
+        columns + [(name, feature_type("users", name, found)) for name in manifest.user_features]
+    )
 
 
 def feature_type(room: str, name: str, found: pa.Schema) -> pa.DataType:
@@ -178,13 +196,20 @@ def feature_type(room: str, name: str, found: pa.Schema) -> pa.DataType:
         EvergreenError: The column is missing or neither text, a list of text nor a number.
     """
     if name not in found.names:
-        raise EvergreenError(f"{room} lack the column '{name}' that the manifest names", "Add it or correct the manifest")
+        raise EvergreenError(
+            f"{room} lack the column '{name}' that the manifest names", "Add it or correct the manifest"
+        )
     kind = found.field(name).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if _is_text(kind) or pa.types.is_null(kind):
         return pa.string()
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind):
+    if (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+    ):
         return pa.float64()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         inner = kind.value_type
@@ -204,7 +229,10 @@ def _problems(data: object) -> list[str]:
     """Every way in which decoded JSON breaks the contract, in words."""
     if not isinstance(data, dict):
         return ["it is not a JSON object"]
-    lists = {n: data.get(n, []) for n in ("actions", "negative_actions", "user_features", "item_features", "context_features")}
+    lists = {
+        n: data.get(n, [])
+        for n in ("actions", "negative_actions", "user_features", "item_features", "context_features")
+    }
     problems = [f"'{n}' must be a list of names" for n, v in lists.items() if not _names_only(v)]
     problems += [f"'{n}' must be text" for n in ("licence", "source") if not isinstance(data.get(n, ""), str)]
     if not isinstance(data.get("name"), str) or not data["name"].strip():
@@ -218,7 +246,11 @@ def _problems(data: object) -> list[str]:
     actions = lists["actions"]
     if data.get("primary_action") not in actions:
         problems.append(f"primary_action {data.get('primary_action')!r} is not among the actions {actions}")
-    problems += [f"negative action '{n}' is not among the actions" for n in lists["negative_actions"] if n not in actions]
+    problems += [
+        f"negative action '{n}' is not among the actions"
+        for n in lists["negative_actions"]
+        if n not in actions
+    ]
     if data.get("primary_action") in lists["negative_actions"]:
         problems.append(f"primary_action {data['primary_action']!r} cannot be negative")
     problems += _name_problems("engagements", [*actions, *lists["context_features"]], ENGAGEMENT_FIXED)
@@ -236,7 +268,9 @@ def _name_problems(room: str, names: list[str], fixed: tuple[str, ...]) -> list[
     problems, seen = [], {f.lower() for f in fixed}
     for name in names:
         if not _NAME.fullmatch(name):
-            problems.append(f"'{name}' cannot name a column (a letter, then letters, digits or _, at most 63)")
+            problems.append(
+                f"'{name}' cannot name a column (a letter, then letters, digits or _, at most 63)"
+            )
         elif name.lower() in {f.lower() for f in fixed}:
             problems.append(f"'{name}' is a fixed column of {room}")
         elif name.lower() in seen:

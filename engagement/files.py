@@ -58,7 +58,8 @@ def unreadable(path: Path, error: Exception) -> EvergreenError:
     """The error for a Parquet file of the store that cannot be read."""
     reason = "it is missing" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:160]
     return EvergreenError(
-        f"{path} cannot be read ({reason})", "Delete the data directory of this home and import the dataset again"
+        f"{path} cannot be read ({reason})",
+        "Delete the data directory of this home and import the dataset again",
     )
 
 

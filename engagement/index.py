@@ -32,7 +32,6 @@ class Part:
         last: The latest.
         known_from: The earliest instant at which one of its rows had become known, microseconds; a snapshot
             with `as_of` at or before it sees nothing of the part.
-        requests: Distinct requests in it (0 for items and users).
         sampled: Rows that were drawn rather than logged.
     """
 
@@ -44,7 +43,6 @@ class Part:
     first: int
     last: int
     known_from: int
-    requests: int = 0
     sampled: int = 0
 
     def to_json(self) -> dict:
@@ -65,14 +63,17 @@ def load_index(root: Path) -> tuple[Part, ...]:
         return ()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvergreenError(
-            f"{path} cannot be read ({error})", "Delete the data directory of this home and import the dataset again"
+            f"{path} cannot be read ({error})",
+            "Delete the data directory of this home and import the dataset again",
         ) from error
 
 
 def save_index(root: Path, parts: tuple[Part, ...]) -> None:
     """Commit: from here on the store consists of `parts`."""
     ordered = sorted(parts, key=lambda p: p.path)
-    write_text(root / INDEX, json.dumps({"version": 1, "parts": [p.to_json() for p in ordered]}, indent=0) + "\n")
+    write_text(
+        root / INDEX, json.dumps({"version": 1, "parts": [p.to_json() for p in ordered]}, indent=0) + "\n"
+    )
 
 
 def to_us(instant: datetime) -> int:
@@ -82,7 +83,9 @@ def to_us(instant: datetime) -> int:
         EvergreenError: The instant has no time zone.
     """
     if instant.tzinfo is None:
-        raise EvergreenError(f"the instant {instant.isoformat()} has no time zone", "Add one, for example a final Z for UTC")
+        raise EvergreenError(
+            f"the instant {instant.isoformat()} has no time zone", "Add one, for example a final Z for UTC"
+        )
     return (instant - _EPOCH) // timedelta(microseconds=1)
 
 

@@ -88,14 +88,20 @@ def _instant(values: pl.Series) -> pl.Series:
     """Instants in UTC; text in ISO 8601; without a zone taken as UTC. Bare numbers have no unit, so no reading."""
     kind = values.dtype
     if isinstance(kind, pl.Datetime):
-        zoned = values.dt.replace_time_zone("UTC") if kind.time_zone is None else values.dt.convert_time_zone("UTC")
+        zoned = (
+            values.dt.replace_time_zone("UTC")
+            if kind.time_zone is None
+            else values.dt.convert_time_zone("UTC")
+        )
         return zoned.dt.cast_time_unit("us")
     if kind == pl.Date:
         return values.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     if kind == pl.String:
         text = pl.col(values.name).str
         naive = [text.to_datetime(f, time_unit="us", strict=False) for f in _NAIVE_FORMATS]
-        zoned = [text.to_datetime(f"{f}%#z", time_unit="us", time_zone="UTC", strict=False) for f in _NAIVE_FORMATS]
+        zoned = [
+            text.to_datetime(f"{f}%#z", time_unit="us", time_zone="UTC", strict=False) for f in _NAIVE_FORMATS
+        ]
         days = text.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
         read = pl.coalesce(*zoned, *(n.dt.replace_time_zone("UTC") for n in [*naive, days]))
         return values.to_frame().select(read).to_series().cast(UTC_US)

@@ -13,7 +13,9 @@ import xxhash
 CANDIDATES = 20
 """Rows that a completed request has in total; one with as many positives or more gets no sampled row."""
 
-_FEW_ALIVE = 4 * CANDIDATES  # up to here all items are put in order; beyond, drawing again after a repeat is cheaper
+_FEW_ALIVE = (
+    4 * CANDIDATES
+)  # up to here all items are put in order; beyond, drawing again after a repeat is cheaper
 _AT_ONCE = 50_000  # requests; bounds the memory of one array of draws
 
 
@@ -32,17 +34,21 @@ def complete(rows: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """
     first = rows.sort("event_timestamp", "item_id").group_by("request_id", maintain_order=True)
     requests = first.agg(
-        pl.all().exclude("created_timestamp").first(), pl.col("created_timestamp").min(), pl.len().alias("_size")
+        pl.all().exclude("created_timestamp").first(),
+        pl.col("created_timestamp").min(),
+        pl.len().alias("_size"),
     ).with_row_index("_request")
     place = items.select("item_id").with_row_index("_item")
     taken = rows.join(requests.select("request_id", "_request"), on="request_id").join(place, on="item_id")
     created = items["created_timestamp"].dt.timestamp("us").to_numpy()
     alive = np.searchsorted(created, requests["event_timestamp"].dt.timestamp("us").to_numpy(), side="right")
-    seeds = np.array([xxhash.xxh3_64_intdigest(r) for r in requests["request_id"]], dtype=np.uint64)
+    seeds = np.array([xxhash.xxh3_64_intdigest(r.encode()) for r in requests["request_id"]], dtype=np.uint64)
     wanted = np.maximum(CANDIDATES - requests["_size"].to_numpy().astype(np.int64), 0)
     drawn = draw(seeds, wanted, alive, taken.select(pl.col("_request", "_item").cast(pl.Int64)))
     booleans = [n for n, kind in rows.schema.items() if kind == pl.Boolean and n != "sampled"]
-    whole = requests.drop("item_id").with_columns(pl.col("_request").cast(pl.Int64)).join(drawn, on="_request")
+    whole = (
+        requests.drop("item_id").with_columns(pl.col("_request").cast(pl.Int64)).join(drawn, on="_request")
+    )
     whole = whole.join(place.with_columns(pl.col("_item").cast(pl.Int64)), on="_item")
     blank = whole.with_columns(pl.lit(False).alias(n) for n in booleans)
     return blank.with_columns(sampled=pl.lit(True), position=pl.lit(None, pl.Int16)).select(rows.columns)
@@ -72,7 +78,11 @@ def draw(seeds: np.ndarray, wanted: np.ndarray, alive: np.ndarray, taken: pl.Dat
             found = _first(rest, _stream(seeds[rest], alive[rest], width), wanted, taken)
             counts = np.bincount(found["_request"].to_numpy() - start, minlength=_AT_ONCE)[rest - start]
             # A longer look at the same stream begins with the same items, so only the unfinished look again.
-            drawn.append(found.join(pl.DataFrame({"_request": rest[counts == wanted[rest]]}), on="_request", how="semi"))
+            drawn.append(
+                found.join(
+                    pl.DataFrame({"_request": rest[counts == wanted[rest]]}), on="_request", how="semi"
+                )
+            )
             rest, width = rest[counts < wanted[rest]], 4 * width
     return pl.concat(drawn)
 
@@ -80,11 +90,17 @@ def draw(seeds: np.ndarray, wanted: np.ndarray, alive: np.ndarray, taken: pl.Dat
 def _first(requests: np.ndarray, items: np.ndarray, wanted: np.ndarray, taken: pl.DataFrame) -> pl.DataFrame:
     """The first `wanted` distinct free items of each row of `items` (R, K), where -1 is no item."""
     table = pl.DataFrame({"_request": np.repeat(requests, items.shape[1]), "_item": items.ravel()})
-    free = table.filter(pl.col("_item") >= 0).join(taken, on=["_request", "_item"], how="anti", maintain_order="left")
+    free = table.filter(pl.col("_item") >= 0).join(
+        taken, on=["_request", "_item"], how="anti", maintain_order="left"
+    )
     free = free.unique(maintain_order=True, keep="first")
     rank = pl.int_range(pl.len()).over("_request")
     limits = pl.DataFrame({"_request": requests, "_wanted": wanted[requests]})
-    return free.with_columns(_rank=rank).join(limits, on="_request").filter(pl.col("_rank") < pl.col("_wanted"))[:, :2]
+    return (
+        free.with_columns(_rank=rank)
+        .join(limits, on="_request")
+        .filter(pl.col("_rank") < pl.col("_wanted"))[:, :2]
+    )
 
 
 def _stream(seeds: np.ndarray, alive: np.ndarray, width: int) -> np.ndarray:

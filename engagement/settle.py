@@ -46,19 +46,33 @@ def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) 
     given = group.filter(pl.col("_row") != STORED)
     again = ~pl.struct(columns).is_first_distinct()
     given = given.with_columns(reason=pl.when(again).then(pl.lit("duplicate")))
-    same = given.select(*columns).join(stored.with_columns(_same=pl.lit(True)), on=columns, how="left", nulls_equal=True, maintain_order="left")
+    same = given.select(*columns).join(
+        stored.with_columns(_same=pl.lit(True)),
+        on=columns,
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
+    )
     given = given.with_columns(_present=same["_same"].fill_null(False))
     owner = group.group_by("request_id", maintain_order=True).agg(pl.col("user_id").first().alias("_owner"))
     given = given.join(owner, on="request_id", how="left", maintain_order="left")
     given = _blame(given, pl.col("user_id") != pl.col("_owner"), "other_user")
-    held = given.select(KEY).join(stored.select(*KEY, pl.lit(True).alias("_held")), on=KEY, how="left", maintain_order="left")
+    held = given.select(KEY).join(
+        stored.select(*KEY, pl.lit(True).alias("_held")), on=KEY, how="left", maintain_order="left"
+    )
     given = given.with_columns(_held=held["_held"].fill_null(False))
     free = pl.col("reason").is_null()
-    given = _blame(given, ~pl.col("_present") & (pl.col("_held") | (free & ~pl.struct(*KEY, free).is_first_distinct())), "repeated_item")
+    given = _blame(
+        given,
+        ~pl.col("_present") & (pl.col("_held") | (free & ~pl.struct(*KEY, free).is_first_distinct())),
+        "repeated_item",
+    )
     usable = given.filter(free)
     new = usable.filter(~pl.col("_present")).select(columns)
     if items is not None and new.height:
-        fresh = new.join(group.filter(pl.col("_row") == STORED).select("request_id").unique(), on="request_id", how="anti")
+        fresh = new.join(
+            group.filter(pl.col("_row") == STORED).select("request_id").unique(), on="request_id", how="anti"
+        )
         if fresh.height:
             new = pl.concat([new, complete(fresh, items)])
     times = usable["event_timestamp"].dt.timestamp("us")

@@ -114,7 +114,9 @@ class Snapshot:
             raise EvergreenError(f"no readable snapshot {path} ({error})", "Run the retrain again") from error
         snapshot = cls.of(root, manifest, files, as_of)
         if snapshot.digest != digest:
-            raise EvergreenError(f"the snapshot record {path} was changed", "Delete it and run the retrain again")
+            raise EvergreenError(
+                f"the snapshot record {path} was changed", "Delete it and run the retrain again"
+            )
         for part in files:
             file = Path(root) / part.path
             if not file.exists():
@@ -131,7 +133,10 @@ class Snapshot:
         if not tables:
             key = "item_id" if room == "items" else "user_id"
             features = self.manifest.item_features if room == "items" else self.manifest.user_features
-            time = ("event_timestamp" if room == "users" else "created_timestamp", pa.timestamp("us", tz="UTC"))
+            time = (
+                "event_timestamp" if room == "users" else "created_timestamp",
+                pa.timestamp("us", tz="UTC"),
+            )
             return pa.schema([(key, pa.string()), time, *((f, pa.string()) for f in features)]).empty_table()
         # Deliveries may differ in having embeddings; what is absent becomes null.
         table = pa.concat_tables(tables, promote_options="default")
@@ -144,7 +149,10 @@ class Snapshot:
 def _between(table: pa.Table, low: int | None, high: int, as_of: int) -> pl.DataFrame:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
-    event, created = pl.col("event_timestamp").dt.timestamp("us"), pl.col("created_timestamp").dt.timestamp("us")
+    event, created = (
+        pl.col("event_timestamp").dt.timestamp("us"),
+        pl.col("created_timestamp").dt.timestamp("us"),
+    )
     wanted = (event < high) & (created < as_of)
     return frame.filter(wanted if low is None else wanted & (event >= low))
 

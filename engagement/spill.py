@@ -103,7 +103,7 @@ class TimeSpill:
         """Rows with start <= event_timestamp < end, microseconds, in no order."""
         slices = []
         for table, times in self._files:
-            low, high = times.search_sorted([start, end], side="left")
+            low, high = times.search_sorted(pl.Series([start, end]), side="left")
             if high > low:
                 slices.append(table.slice(low, high - low))
         frame = pl.from_arrow(pa.concat_tables(slices)) if slices else pl.DataFrame()

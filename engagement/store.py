@@ -51,7 +51,10 @@ class EngagementStore:
         return Manifest.load(self.root)
 
     def append(
-        self, dataset: Dataset, now: datetime | None = None, progress: Callable[[str, int], None] | None = None
+        self,
+        dataset: Dataset,
+        now: datetime | None = None,
+        progress: Callable[[str, int], None] | None = None,
     ) -> ImportReport:
         """Import a dataset: the first one makes the store, later ones add to it.
 
@@ -74,7 +77,9 @@ class EngagementStore:
                     self._require_same(dataset.manifest)
                 return Import(self.root, dataset, now_us, progress).run()
         except filelock.Timeout as error:
-            raise EvergreenError(f"another import into {self.root} is running", "Wait for it to end, then try again") from error
+            raise EvergreenError(
+                f"another import into {self.root} is running", "Wait for it to end, then try again"
+            ) from error
         except OSError as error:
             raise EvergreenError(
                 f"the import stopped: {error.strerror or error} ({error.filename or self.root})",
@@ -105,7 +110,8 @@ class EngagementStore:
     def _require(self) -> None:
         if not self.exists():
             raise EvergreenError(
-                f"there is no data in {self.root}", "Run evergreen data fetch movielens-100k, or evergreen data import DIR"
+                f"there is no data in {self.root}",
+                "Run evergreen data fetch movielens-100k, or evergreen data import DIR",
             )
 
     def _require_same(self, manifest: Manifest) -> None:

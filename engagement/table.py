@@ -30,7 +30,7 @@ def hash_id(field: str, value: str) -> int:
 
     The field name is part of the hash, so that user "7" and item "7" do not meet in the merged table.
     """
-    return (xxhash.xxh3_64_intdigest(f"{field}={value}") >> 1) or 1
+    return (xxhash.xxh3_64_intdigest(f"{field}={value}".encode()) >> 1) or 1
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,12 @@ class RankingTable:
             digest.update(name.encode())
             digest.update(str((array.dtype.str, array.shape)).encode())
             digest.update(array.data if array.size else b"")
-        meta = {"spec": self.spec.to_json(), "digest": digest.hexdigest(), "requests": self.requests, "rows": self.rows}
+        meta = {
+            "spec": self.spec.to_json(),
+            "digest": digest.hexdigest(),
+            "requests": self.requests,
+            "rows": self.rows,
+        }
         (directory / "table.json").write_text(json.dumps(meta, indent=1))
         return digest.hexdigest()
 
@@ -194,7 +199,9 @@ class RankingTable:
             meta = json.loads((directory / "table.json").read_text())
             arrays = {n: _load(directory / f"{n}.npy") for n in _COLUMNS}
         except (OSError, ValueError) as error:
-            raise EvergreenError(f"no readable ranking table in {directory} ({error})", "Run the retrain again") from error
+            raise EvergreenError(
+                f"no readable ranking table in {directory} ({error})", "Run the retrain again"
+            ) from error
         return cls(spec=TableSpec.from_json(meta["spec"]), **arrays)
 
 
@@ -207,7 +214,15 @@ def _load(path: Path) -> np.ndarray:
 
 
 _COLUMNS = tuple(f.name for f in fields(RankingTable) if f.name != "spec")
-_REQUEST_COLUMNS = ("request_id", "user_id", "time", "history_start", "history_end", "request_cat", "request_num")
+_REQUEST_COLUMNS = (
+    "request_id",
+    "user_id",
+    "time",
+    "history_start",
+    "history_end",
+    "request_cat",
+    "request_num",
+)
 _ROW_COLUMNS = ("item_id", "item_cat", "item_num", "labels", "sampled")
 
 

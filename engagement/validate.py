@@ -78,7 +78,10 @@ def check_engagements(
     )
     known = known_items.with_columns(_known=pl.lit(True))
     judged = cast.join(known, on="item_id", how="left", maintain_order="left")
-    judged = judged.with_columns(_mistyped=mistyped, _null=_null_key(raw, cast, ["request_id", "user_id", "item_id", "event_timestamp"]))
+    judged = judged.with_columns(
+        _mistyped=mistyped,
+        _null=_null_key(raw, cast, ["request_id", "user_id", "item_id", "event_timestamp"]),
+    )
     reason = judged.select(
         pl.when("_null").then(pl.lit("null_key"))
         .when("_mistyped").then(pl.lit("bad_type"))
@@ -121,12 +124,21 @@ def check_profiles(table: pa.Table, schema: pa.Schema, room: str, now_us: int) -
         .alias("reason")
     ).to_series()  # fmt: skip
     repeated = checked.good.with_columns(reason=again).drop_nulls("reason")
-    return Checked(checked.good.filter(again.is_null()), pl.concat([checked.bad, as_bad(room, repeated, schema.names)]))
+    return Checked(
+        checked.good.filter(again.is_null()), pl.concat([checked.bad, as_bad(room, repeated, schema.names)])
+    )
 
 
 def required_columns(manifest: Manifest) -> list[str]:
     """Engagement columns that must be there."""
-    return ["request_id", "user_id", "item_id", "event_timestamp", *manifest.actions, *manifest.context_features]
+    return [
+        "request_id",
+        "user_id",
+        "item_id",
+        "event_timestamp",
+        *manifest.actions,
+        *manifest.context_features,
+    ]
 
 
 def as_bad(room: str, rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
@@ -134,7 +146,12 @@ def as_bad(room: str, rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     if not rows.height:
         return pl.DataFrame(schema=BAD)
     row = pl.struct(columns).struct.json_encode()
-    named = {"table": pl.lit(room), "reason": pl.col("reason"), "file": pl.col("_file"), "row_number": pl.col("_row")}
+    named = {
+        "table": pl.lit(room),
+        "reason": pl.col("reason"),
+        "file": pl.col("_file"),
+        "row_number": pl.col("_row"),
+    }
     return rows.select(**named, row=row).cast(BAD)  # type: ignore[arg-type]
 
 
@@ -143,12 +160,16 @@ def to_stored(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
     return frame.select(schema.names).to_arrow().cast(schema)
 
 
-def _frame(table: pa.Table, wanted: list[str], required: list[str], first_row: int, room: str) -> pl.DataFrame:
+def _frame(
+    table: pa.Table, wanted: list[str], required: list[str], first_row: int, room: str
+) -> pl.DataFrame:
     """The wanted columns, null where an optional one is absent, with `_row` and `_file`."""
     file = (table.schema.metadata or {}).get(b"file", b"").decode()
     for name in required:
         if name not in table.column_names:
-            raise EvergreenError(f"{file or room} lacks the column '{name}'", "Add it, or correct the manifest")
+            raise EvergreenError(
+                f"{file or room} lacks the column '{name}'", "Add it, or correct the manifest"
+            )
     absent = pl.Series([None], dtype=pl.Null).new_from_index(0, table.num_rows)
     columns = {n: delivered(n, table.column(n)) if n in table.column_names else absent for n in wanted}
     rows = pl.int_range(first_row, first_row + table.num_rows, eager=True)
@@ -156,7 +177,9 @@ def _frame(table: pa.Table, wanted: list[str], required: list[str], first_row: i
 
 
 def _read(raw: pl.DataFrame, schema: pa.Schema) -> pl.DataFrame:
-    return raw.select("_row", "_file").with_columns([reading(raw[f.name], f.type).alias(f.name) for f in schema])
+    return raw.select("_row", "_file").with_columns(
+        [reading(raw[f.name], f.type).alias(f.name) for f in schema]
+    )
 
 
 def _mistyped(raw: pl.DataFrame, cast: pl.DataFrame) -> pl.Series:
@@ -165,7 +188,9 @@ def _mistyped(raw: pl.DataFrame, cast: pl.DataFrame) -> pl.Series:
 
 
 def _null_key(raw: pl.DataFrame, cast: pl.DataFrame, keys: list[str]) -> pl.Series:
-    return _any([raw[k].is_null() for k in keys] + [cast[k] == "" for k in keys if cast[k].dtype == pl.String])
+    return _any(
+        [raw[k].is_null() for k in keys] + [cast[k] == "" for k in keys if cast[k].dtype == pl.String]
+    )
 
 
 def _any(flags: list[pl.Series]) -> pl.Series:
@@ -184,6 +209,8 @@ def _odd_embedding(embedding: pl.Series) -> pl.Series:
     return odd.fill_null(False) | ~finite.fill_null(True)
 
 
-def _split(room: str, raw: pl.DataFrame, cast: pl.DataFrame, reason: pl.Series, columns: list[str]) -> Checked:
+def _split(
+    room: str, raw: pl.DataFrame, cast: pl.DataFrame, reason: pl.Series, columns: list[str]
+) -> Checked:
     bad = raw.with_columns(reason=reason).drop_nulls("reason")
     return Checked(cast.filter(reason.is_null()), as_bad(room, bad, columns))

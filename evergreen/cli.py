@@ -40,7 +40,9 @@ def _instant(text: str) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
-        raise EvergreenError(f"{text!r} is not an instant", "Write it like 2026-11-19T03:00 (UTC) or 2026-11-19") from None
+        raise EvergreenError(
+            f"{text!r} is not an instant", "Write it like 2026-11-19T03:00 (UTC) or 2026-11-19"
+        ) from None
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
 
 
@@ -168,7 +170,9 @@ def down(json: Json = False) -> None:
 
 
 @app.command("compile")
-def compile_(out: Annotated[Path, typer.Option(help="Directory of the YAML files.")] = Path("build/pipelines")) -> None:
+def compile_(
+    out: Annotated[Path, typer.Option(help="Directory of the YAML files.")] = Path("build/pipelines"),
+) -> None:
     """Compile the pipelines to KFP IR YAML."""
     from pipelines.compile import compile_all
 

@@ -37,7 +37,9 @@ def one_run(settings: Settings) -> Iterator[None]:
         with lock:
             yield
     except Timeout:
-        raise EvergreenError(f"another run is in progress in {settings.root}", "Wait for it, or use another --home") from None
+        raise EvergreenError(
+            f"another run is in progress in {settings.root}", "Wait for it, or use another --home"
+        ) from None
 
 
 def need_data(settings: Settings) -> EngagementStore:
@@ -162,7 +164,9 @@ def replay(
     need_data(settings)
     names = [check_strategy(s) for s in strategies or [DEFAULT_STRATEGY]]
     with one_run(settings):
-        return history.replay(settings, start, end, names, lambda text, done, total: progress("replay", text, done, total))
+        return history.replay(
+            settings, start, end, names, lambda text, done, total: progress("replay", text, done, total)
+        )
 
 
 def promote(settings: Settings, version: str, progress: Progress) -> dict[str, Any]:
@@ -173,7 +177,8 @@ def promote(settings: Settings, version: str, progress: Progress) -> dict[str, A
     registered = {v.version: v for v in Registry(settings).versions()}
     if version not in registered:
         raise EvergreenError(
-            f"version {version!r} is not registered", f"Choose one of {', '.join(sorted(registered, key=int)) or 'none yet'}"
+            f"version {version!r} is not registered",
+            f"Choose one of {', '.join(sorted(registered, key=int)) or 'none yet'}",
         )
     with one_run(settings):
         _run(rollout, settings, progress, version=version, as_of=registered[version].tags["as_of"])
@@ -192,6 +197,7 @@ def rollback(settings: Settings) -> dict[str, Any]:
 def monitor(settings: Settings, as_of: datetime, progress: Progress) -> dict[str, Any]:
     """Run one drift check; the decision is in the record."""
     from components.decide import decision_at
+
     from pipelines.monitor import monitor as graph
 
     need_data(settings)
@@ -211,8 +217,9 @@ def upcoming(settings: Settings) -> list[str]:
 
 def status(settings: Settings) -> dict[str, Any]:
     """What serves now and how it came to: the same for the table and for a script."""
-    from serving.registry import Registry
     from serving.stack import serving_state
+
+    from serving.registry import Registry
 
     runs = results(settings.runs)
     registry_exists = settings.mlflow_tracking_uri or (settings.root / "mlflow").exists()

@@ -24,7 +24,12 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if not self.quiet and err.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+            )
             self.bar = RichProgress(*columns, console=err, transient=False)
             self.bar.start()
         return self
@@ -124,7 +129,16 @@ def replayed(result: dict[str, Any]) -> None:
     """Totals by strategy."""
     primary = result["primary_action"]
     table = Table(title=f"Replay of {result['dataset']}: HIT@3/{primary}, weighted by requests", title_justify="left")
-    for name in ("strategy", "slots", "promoted", "requests", "challenger", "champion", "train rows", "train s"):
+    for name in (
+        "strategy",
+        "slots",
+        "promoted",
+        "requests",
+        "challenger",
+        "champion",
+        "train rows",
+        "train s",
+    ):
         table.add_column(name, justify="left" if name == "strategy" else "right")
     for strategy, s in result["summary"].items():
         hits = [s[f"hit3_{primary}_{who}"] for who in ("challenger", "champion")]
@@ -156,7 +170,10 @@ def status(state: dict[str, Any]) -> None:
         out.print(f"No champion yet in {state['home']}. Run `evergreen retrain`.")
     else:
         table = Table.grid(padding=(0, 2))
-        table.add_row("champion", f"v{state['champion']}" + (f" (previous v{state['previous']})" if state["previous"] else ""))
+        table.add_row(
+            "champion",
+            f"v{state['champion']}" + (f" (previous v{state['previous']})" if state["previous"] else ""),
+        )
         table.add_row("traffic", serving["summary"])
         table.add_row("drift", escape(drift["reason"]) if drift else "not checked yet")
         table.add_row("next slot", f"{state['next_slot']:.16} UTC")

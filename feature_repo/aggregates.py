@@ -35,17 +35,15 @@ def snapshots(
     rows = _contributions(log, key, actions, first, last)
     windows = sorted({s.days for s in stats})
     sums = [
-        pl.col(column).filter(pl.col("age") <= days).sum().alias(f"{column}:{days}")
-        for column in ("impressions", *actions)
+        pl.col(f"n:{what}").filter(pl.col(":age") <= days).sum().alias(f"{what}:{days}")
+        for what in ("", *actions)
         for days in windows
     ]
-    counts = rows.group_by("midnight", key).agg(sums)
-    totals = counts.group_by("midnight").agg(pl.exclude("midnight", key).sum().name.suffix(":all"))
-    numbers = counts.join(totals, on="midnight").select(
-        pl.col(key),
-        event_timestamp=(pl.col("midnight") * DAY_US).cast(pl.Datetime("us", "UTC")),
-        created_timestamp=(pl.col("midnight") * DAY_US).cast(pl.Datetime("us", "UTC")),
-        **{s.name: _value(s) for s in stats},
+    counts = rows.group_by(":midnight", key).agg(sums)
+    totals = counts.group_by(":midnight").agg(pl.exclude(":midnight", key).sum().name.suffix(":all"))
+    midnight = (pl.col(":midnight") * DAY_US).cast(pl.Datetime("us", "UTC"))
+    numbers = counts.join(totals, on=":midnight").select(
+        key, event_timestamp=midnight, created_timestamp=midnight, **{s.name: _value(s) for s in stats}
     )
     parts = numbers.sort("event_timestamp", key).collect().partition_by("event_timestamp", maintain_order=True)
     return {part["event_timestamp"][0]: part for part in parts}
@@ -54,30 +52,30 @@ def snapshots(
 def _contributions(log: pl.DataFrame, key: str, actions: list[str], first: datetime, last: datetime) -> pl.LazyFrame:
     """One row for each (entity, day shown, day known) and each midnight that its counts enter.
 
-    `age` is how many days before the midnight the rows were shown: 1 to 30, and 31 for the closing row, which no
-    window reaches. Days are numbered since 1970.
+    `:age` is how many days before the midnight the rows were shown: 1 to 30, and 31 for the closing row, which no
+    window reaches. Days are numbered since 1970. Counts are `n:<action>`, impressions `n:`; the colons keep our names
+    apart from the dataset's, which have none.
     """
     shown = pl.col("event_timestamp").dt.timestamp("us") // DAY_US
     known = pl.col("created_timestamp").dt.timestamp("us") // DAY_US
     daily = (
         log.lazy()
         .filter(~pl.col("sampled"))
-        .group_by(key, shown.alias("shown"), known.alias("known"))
-        .agg(pl.len().cast(pl.Int64).alias("impressions"), *[pl.col(a).sum().cast(pl.Int64) for a in actions])
+        .group_by(key, shown.alias(":shown"), known.alias(":known"))
+        .agg(pl.len().cast(pl.Int64).alias("n:"), *[pl.col(a).sum().cast(pl.Int64).alias(f"n:{a}") for a in actions])
     )
-    ages = pl.LazyFrame({"age": range(1, RATE_DAYS + 2)}, schema={"age": pl.Int64})
-    midnight = pl.col("shown") + pl.col("age")
+    ages = pl.LazyFrame({":age": range(1, RATE_DAYS + 2)}, schema={":age": pl.Int64})
     return (
         daily.join(ages, how="cross")
-        .with_columns(midnight=midnight)
-        .filter(pl.col("known") < pl.col("midnight"), pl.col("midnight").is_between(_day(first), _day(last)))
+        .with_columns((pl.col(":shown") + pl.col(":age")).alias(":midnight"))
+        .filter(pl.col(":known") < pl.col(":midnight"), pl.col(":midnight").is_between(_day(first), _day(last)))
     )
 
 
 def _value(stat: Statistic) -> pl.Expr:
+    count, shown = f"{stat.action or ''}:{stat.days}", f":{stat.days}"
     if not stat.rate:
-        return pl.col(f"{stat.action or 'impressions'}:{stat.days}").cast(pl.Float64)
-    count, shown = f"{stat.action}:{stat.days}", f"impressions:{stat.days}"
+        return pl.col(count).cast(pl.Float64)
     everyone = pl.col(f"{shown}:all")
     prior = pl.when(everyone > 0).then(pl.col(f"{count}:all") / everyone).otherwise(0.0)
     return (pl.col(count) + RATE_PRIOR_WEIGHT * prior) / (pl.col(shown) + RATE_PRIOR_WEIGHT)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engagement.contract import Manifest
 from engagement.errors import EvergreenError
@@ -22,6 +24,8 @@ COUNT_DAYS = (1, 7, 30)
 RATE_DAYS = 30
 RATE_PRIOR_WEIGHT = 20.0  # impressions' worth of trust in the global rate
 STATS_TTL = timedelta(days=7)  # longer than the longest gap between two slots; a stopped pipeline serves nulls, not old counts
+ITEM_CREATED = "_created_us"  # column of item_profile that the age is worked out from; no feature itself
+_TAKEN = ("event_timestamp", "created_timestamp", "embedding")  # columns of every profile view
 
 Entity = Literal["user", "item"]
 # Column types of a view, in the few types that Feast, Parquet and the online store share.
@@ -96,6 +100,9 @@ def declare(manifest: Manifest, item_schema: pa.Schema, user_schema: pa.Schema) 
         EvergreenError: A feature column is missing, has a type that no feature can have, or an embedding has no width.
     """
     stats = statistics(manifest.actions, manifest.primary_action)
+    for entity, names in (("user", manifest.user_features), ("item", manifest.item_features)):
+        for name in set(names) & set(_TAKEN):
+            raise EvergreenError(f"'{name}' cannot name a feature of an {entity}", "Rename the column and the manifest's entry")
     user = [_profile("user", n, user_schema) for n in manifest.user_features]
     item = [_profile("item", n, item_schema) for n in manifest.item_features]
     if "embedding" in item_schema.names:
@@ -119,8 +126,7 @@ def declare(manifest: Manifest, item_schema: pa.Schema, user_schema: pa.Schema) 
 def views(spec: TableSpec) -> tuple[View, ...]:
     """The Feast views that hold the declared features."""
     never = timedelta(0)
-    # Not a feature: the item's age is worked out from it at request time.
-    item_columns = (("created_us", "int"), *_columns(spec, "item_profile"))
+    item_columns = ((ITEM_CREATED, "int"), *_columns(spec, "item_profile"))
     history = (("time", "ints"), ("actions", "ints"), ("item", "strings"))
     found = (
         View("user_profile", "user", never, _columns(spec, "user_profile")),
@@ -138,13 +144,16 @@ def sized(items: pa.Table) -> pa.Table:
         return items
     index = items.column_names.index("embedding")
     column = items.column(index).combine_chunks()
-    lengths = column.value_lengths()
-    counts = sorted(((c["counts"], -c["values"]) for c in lengths.value_counts().to_pylist() if c["values"]), reverse=True)
-    if not counts:
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    found, times = np.unique(lengths[lengths > 0], return_counts=True)
+    if not len(found):
         return items.remove_column(index)
-    width = -counts[0][1]
-    values = [v if v is not None and len(v) == width else None for v in column.to_pylist()]
-    return items.set_column(index, "embedding", pa.array(values, pa.list_(pa.float32(), width)))
+    width = int(found[np.argmax(times)])
+    whole = lengths == width
+    values = np.zeros((len(column), width), np.float32)
+    values[whole] = pc.list_flatten(column.filter(pa.array(whole))).to_numpy(zero_copy_only=False).reshape(-1, width)
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width, mask=pa.array(~whole))
+    return items.set_column(index, pa.field("embedding", fixed.type), fixed)
 
 
 def _columns(spec: TableSpec, view: str) -> tuple[tuple[str, ColumnType], ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feature_repo.features import HISTORY_LENGTH
 
@@ -76,7 +77,7 @@ class ActionLog:
         # One integer orders (user, instant): instants become dense ranks, so that the product cannot overflow.
         instants, rank = np.unique(np.concatenate([self.known, time]), return_inverse=True)
         stride = len(instants) + 1
-        position = np.repeat(np.arange(len(self.users)), np.diff(self.offsets)) * stride + rank[: len(self.known)]
+        position = self._owner() * stride + rank[: len(self.known)]
         end = np.searchsorted(position, np.maximum(owner, 0) * stride + rank[len(self.known) :], side="left")
         first = self.offsets[np.maximum(owner, 0)]
         end = np.where(owner >= 0, end, first)
@@ -90,7 +91,7 @@ class ActionLog:
 
     def last_within(self, low_us: int, high_us: int) -> np.ndarray:
         """Indices of each user's last action that became known in [low_us, high_us), for users that have one."""
-        owner = np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+        owner = self._owner()
         inside = np.flatnonzero((self.known >= low_us) & (self.known < high_us))
         is_last = np.append(owner[inside][1:] != owner[inside][:-1], True)[: len(inside)]
         return inside[is_last]
@@ -112,10 +113,15 @@ class ActionLog:
             lists(self.item.take(pa.array(index))),
         )
 
+    def owners(self, index: np.ndarray) -> pa.Array:
+        """The user of each of the given actions."""
+        return self.users.take(pa.array(self._owner()[index]))
+
+    def _owner(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
+
     def _rank(self, users: pa.Array) -> np.ndarray:
         # (R,) position of each user in `self.users`, -1 for users without any action.
-        import pyarrow.compute as pc
-
         return pc.fill_null(pc.index_in(users, self.users), -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 

@@ -13,7 +13,6 @@ changed, and a file is the same whether it was written in a backfill or alone.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,7 +21,6 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engagement.contract import TIMESTAMP
@@ -32,11 +30,12 @@ from engagement.snapshot import Snapshot
 from engagement.table import TableSpec
 from feature_repo.aggregates import LOOK_BACK, snapshots
 from feature_repo.encode import DAY_US
-from feature_repo.features import View, declare, sized, statistics, views
+from feature_repo.features import ITEM_CREATED, View, declare, sized, statistics, views
 from feature_repo.history import ActionLog
 
 LAYOUT = 1  # raise it when the meaning of a file changes: every home then rebuilds its views
 DAY = timedelta(days=1)
+EVERYTHING, PARTIAL = "all", "partial"
 BLOCK_DAYS = 64  # midnights computed at a time; bounds the memory of a backfill
 _ARROW = {
     "string": pa.string(),
@@ -80,6 +79,11 @@ class Inputs:
         return ActionLog.of(self.log, self.spec.actions)
 
 
+def fingerprint(inputs: Inputs) -> str:
+    """Hex digest of the snapshot, the declaration and the layout: equal ones give equal views."""
+    return hashlib.sha256(f"{_base(inputs.spec)}:{inputs.snapshot.digest}".encode()).hexdigest()
+
+
 def schema(view: View) -> pa.Schema:
     """Columns of a view's Parquet files."""
     times = [("event_timestamp", TIMESTAMP), ("created_timestamp", TIMESTAMP)]
@@ -89,15 +93,18 @@ def schema(view: View) -> pa.Schema:
 def build_views(root: Path, inputs: Inputs) -> int:
     """Bring the files under `root` up to the snapshot; returns how many were written."""
     state_file = root / "state.json"
-    known = _read_state(state_file)
-    wanted = _wanted(inputs)
+    known, wanted = _read_state(state_file), _wanted(inputs)
     stale = [n for n, mark in wanted.items() if known.get(n) != mark or not (root / n).exists()]
+    later = {n: m for n, m in known.items() if n not in wanted and _still_true(n, m, inputs)}
+    fresh = {n: m for n, m in wanted.items() if n not in set(stale)}
+    # What is about to change is forgotten first: a build killed half way must not vouch for half of it.
+    _write_state(state_file, known, {**later, **fresh})
+    for file in root.glob("*/*.parquet"):
+        if str(file.relative_to(root)) not in {**later, **wanted}:
+            file.unlink()
     for name, table in _compute(inputs, stale):
         _write(root / name, table)
-    _remove_strangers(root, wanted, known, to_us(inputs.snapshot.as_of))
-    kept = {n: m for n, m in known.items() if (root / n).exists()}
-    if {**kept, **wanted} != known:
-        write_text(state_file, json.dumps({**kept, **wanted}, indent=0, sort_keys=True))
+    _write_state(state_file, {**later, **fresh}, {**later, **wanted})
     return len(stale)
 
 
@@ -111,13 +118,13 @@ def as_polars(table: pa.Table) -> pl.DataFrame:
 def _wanted(inputs: Inputs) -> dict[str, str]:
     """Every file that the views consist of at the snapshot's `as_of`, with its fingerprint."""
     snapshot, spec = inputs.snapshot, inputs.spec
-    base = hashlib.sha256(json.dumps([LAYOUT, spec.to_json()], sort_keys=True).encode()).hexdigest()
+    base = _base(spec)
     as_of, parts = to_us(snapshot.as_of), snapshot.parts("engagements")
     wanted: dict[str, str] = {}
     for view in views(spec):
         if view.name.endswith("_profile"):
             of = snapshot.parts("items" if view.entity == "item" else "users")
-            wanted[_path(view, "all")] = _mark(base, of, as_of)
+            wanted[_path(view, EVERYTHING)] = _mark(base, of, as_of)
     names = {v.name: v for v in views(spec)}
     for midnight in _midnights(parts, as_of):
         low = midnight - LOOK_BACK // timedelta(microseconds=1)
@@ -126,7 +133,7 @@ def _wanted(inputs: Inputs) -> dict[str, str]:
             wanted[_path(view, _date(midnight))] = _mark(base, read)
         told = [p for p in parts if p.known_from < midnight]
         wanted[_path(names["user_history"], _date(midnight - DAY_US))] = _mark(base, told)
-    wanted[_path(names["user_history"], "partial")] = _mark(base, parts, as_of)
+    wanted[_path(names["user_history"], PARTIAL)] = _mark(base, parts, as_of)
     return wanted
 
 
@@ -139,58 +146,106 @@ def _midnights(parts: list[Part], as_of: int) -> range:
 
 
 def _compute(inputs: Inputs, names: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    by_view: dict[str, list[str]] = {}
-    for name in names:
-        by_view.setdefault(Path(name).parent.name, []).append(Path(name).stem)
+    as_of = to_us(inputs.snapshot.as_of)
     for view in views(inputs.spec):
-        stems = by_view.get(view.name, [])
-        if not stems:
-            continue
+        stems = [Path(n).stem for n in names if Path(n).parent.name == view.name]
         if view.name.endswith("_profile"):
-            tables: Iterator[tuple[str, pa.Table]] = iter([("all", _profile(view, inputs))])
-        elif view.name.endswith("_stats"):
-            tables = _stats(view, inputs, sorted(stems))
+            tables: Iterator[tuple[str, pa.Table]] = ((s, _profile(view, inputs)) for s in stems)
         else:
-            tables = _history(inputs, stems)
+            days = sorted(_day(s, as_of) for s in stems)
+            tables = _stats(view, inputs, days) if view.name.endswith("_stats") else _history(inputs, days)
         for stem, table in tables:
             yield _path(view, stem), _as(view, table)
 
 
 def _profile(view: View, inputs: Inputs) -> pa.Table:
     """Rows of users or items; known from the instant that they are valid from."""
-    table = inputs.items if view.entity == "item" else inputs.users
-    since = "created_timestamp" if view.entity == "item" else "event_timestamp"
-    table = table.append_column("event_timestamp", table.column(since)) if view.entity == "item" else table
     if view.entity == "user":
-        return table.append_column("created_timestamp", table.column(since))
+        return inputs.users.append_column("created_timestamp", inputs.users.column("event_timestamp"))
+    created = inputs.items.column("created_timestamp")
     # A later version of an item does not make it young again.
-    first = as_polars(table.select(["item_id", since])).select(pl.col(since).min().over("item_id"))
-    return table.append_column("created_us", first[since].dt.timestamp("us").to_arrow())
+    first = as_polars(inputs.items.select(["item_id", "created_timestamp"])).select(
+        pl.col("created_timestamp").min().over("item_id").dt.timestamp("us")
+    )
+    table = inputs.items.append_column("event_timestamp", created)
+    return table.append_column(ITEM_CREATED, first.to_series().to_arrow())
 
 
-def _stats(view: View, inputs: Inputs, stems: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    wanted = [datetime.fromisoformat(f"{s}T00:00:00+00:00") for s in stems]
+def _stats(view: View, inputs: Inputs, days: list[datetime]) -> Iterator[tuple[str, pa.Table]]:
     stats = statistics(inputs.spec.actions, inputs.spec.primary_action)
-    empty = schema(view).empty_table()
-    while wanted:
-        block = [d for d in wanted[:BLOCK_DAYS] if d - wanted[0] < BLOCK_DAYS * DAY]
+    while days:
+        block = [d for d in days if d - days[0] < BLOCK_DAYS * DAY]
         shown = pl.col("event_timestamp").is_between(block[0] - LOOK_BACK, block[-1], closed="left")
         found = snapshots(inputs.log.filter(shown), view.key, stats, block[0], block[-1])
         for day in block:
-            yield f"{day:%Y-%m-%d}", found[day].to_arrow() if day in found else empty
-        wanted = wanted[len(block) :]
+            yield f"{day:%Y-%m-%d}", found[day].to_arrow() if day in found else schema(view).empty_table()
+        days = days[len(block) :]
 
 
-def _history(inputs: Inputs, stems: list[str]) -> Iterator[tuple[str, pa.Table]]:
+def _history(inputs: Inputs, days: list[datetime]) -> Iterator[tuple[str, pa.Table]]:
+    """Each user's newest actions at the end of each day on which the user had one; the day of `as_of` is partial."""
     log, as_of = inputs.actions, to_us(inputs.snapshot.as_of)
-    for stem in stems:
-        low = as_of // DAY_US * DAY_US if stem == "partial" else to_us(datetime.fromisoformat(f"{stem}T00:00:00+00:00"))
+    for day in days:
+        low = to_us(day)
         last = log.last_within(low, min(low + DAY_US, as_of))
-        time, actions, item = log.arrays(last)
-        owner = np_owner(log, last)
-        # Feast reads "at or before"; an action may be seen strictly after it became known.
+        # Feast reads "at or before"; an action may be seen only strictly after it became known.
         visible = pa.array(log.known[last] + 1).cast(TIMESTAMP)
-        columns = {"time": time, "actions": actions, "item": item}
+        columns = dict(zip(("time", "actions", "item"), log.arrays(last), strict=True))
+        stem = f"{day:%Y-%m-%d}" if low + DAY_US <= as_of else PARTIAL
         yield stem, pa.table(
-            {"user_id": owner, "event_timestamp": visible, "created_timestamp": visible, **columns}
+            {"user_id": log.owners(last), "event_timestamp": visible, "created_timestamp": visible, **columns}
         )
+
+
+def _day(stem: str, as_of: int) -> datetime:
+    if stem == PARTIAL:
+        return from_us(as_of // DAY_US * DAY_US)
+    return datetime.fromisoformat(f"{stem}T00:00:00+00:00")
+
+
+def _as(view: View, table: pa.Table) -> pa.Table:
+    wanted = schema(view)
+    return table.select(wanted.names).cast(wanted)
+
+
+def _path(view: View, stem: str) -> str:
+    return f"{view.name}/{stem}.parquet"
+
+
+def _date(us: int) -> str:
+    return f"{from_us(us):%Y-%m-%d}"
+
+
+def _base(spec: TableSpec) -> str:
+    return hashlib.sha256(json.dumps([LAYOUT, spec.to_json()], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _mark(base: str, parts: list[Part], as_of: int = 0) -> str:
+    named = json.dumps([as_of, [(p.path, p.sha256) for p in parts]])
+    return f"{base}:{hashlib.sha256(named.encode()).hexdigest()[:32]}"
+
+
+def _still_true(name: str, mark: str, inputs: Inputs) -> bool:
+    """Whether a file of a later day than `as_of` may stay: nobody asked for it now, but it is under the same declaration."""
+    stem = Path(name).stem
+    later = stem not in (PARTIAL, EVERYTHING) and to_us(_day(stem, 0)) + DAY_US > to_us(inputs.snapshot.as_of)
+    return later and mark.startswith(_base(inputs.spec))
+
+
+def _read_state(path: Path) -> dict[str, str]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # no state, or a damaged one: everything is computed again
+
+
+def _write_state(path: Path, old: dict[str, str], new: dict[str, str]) -> None:
+    if new != old or not path.exists():
+        write_text(path, json.dumps(new, indent=0, sort_keys=True))
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    temporary.replace(path)

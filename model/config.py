@@ -6,7 +6,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from engagement.errors import EvergreenError
@@ -169,3 +169,15 @@ def laptop() -> Recipe:
             precision="auto",
         ),
     )
+
+
+def debug() -> Recipe:
+    """Seconds, for tests: the laptop's parts, all of them small."""
+    big = laptop()
+    sizes = replace(
+        big.ranker, buckets=4096, dim=8, action_dim=4, history=8, layers=2, ffn=16, first=3, summary=16, hidden=(32,)
+    )
+    return Recipe(sizes, replace(big.train, epochs=2, requests_per_batch=16, checkpoint_steps=5, fisher_rows=64, threads=1))
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"debug": debug, "laptop": laptop}

@@ -74,34 +74,56 @@ def sample_rows(table: RankingTable, most: int, seed: int) -> np.ndarray:
 
 
 def measure(ranker: Ranker, batcher: Batcher, rows: np.ndarray, config: TrainConfig) -> Importance:
-    """The Fisher over the given candidate rows; the ranker is in evaluation mode (no dropout, nothing hidden)."""
+    """The Fisher over the given candidate rows, without dropout and with nothing hidden.
+
+    Args:
+        ranker: In evaluation mode.
+        batcher: Of the table that the rows belong to, with the row weights of training.
+        rows: Indices of candidate rows.
+        config: For the label-weight matrix.
+    """
     device = ranker.table.weight.device
     matrix = label_weights(ranker.spec, config).to(device)
     dense = {k: p.detach() for k, p in dense_parameters(ranker).items()}
-    buffers = dict(ranker.named_buffers())
-    looked_up = _LookedUp(ranker.config.dim)
+    only_request = torch.zeros(1, dtype=torch.long, device=device)
 
     def loss(weights: dict[str, Tensor], vectors: dict[str, Tensor], columns: dict[str, Tensor]) -> Tensor:
-        sample = Batch(**{k: v[None] for k, v in columns.items()})
-        vectors = {k: v[None] for k, v in vectors.items()}
-        # Every sample is a batch of one request with one candidate.
-        sample = _with_row_zero(sample)
-        arguments = (Vectors(**vectors), sample)
-        logits = torch.func.functional_call(ranker, {**weights, **buffers}, arguments)
-        return task_loss(logits, sample.labels_NA, sample.weight_N, matrix)
+        # A sample is a batch of one request with one candidate.
+        batch = Batch(**{k: v[None] for k, v in columns.items() if k != "request_of_row"}, request_of_row=only_request)
+        looked_up = Vectors(**{k: v[None] for k, v in vectors.items()})
+        logits_NA = torch.func.functional_call(ranker, weights, (batch, looked_up))
+        return task_loss(logits_NA, batch.labels_NA, batch.weight_N, matrix)
 
-    gradient = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0, 0))
+    gradients = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0, 0))
     total = {k: torch.zeros_like(p) for k, p in dense.items()}
+    touched, squares = [], []
     for start in range(0, len(rows), _CHUNK):
         batch = batcher.of_rows(rows[start : start + _CHUNK]).to(device)
         with torch.no_grad():
             vectors = ranker.lookup(batch)
-        by_weight, by_vector = gradient(dense, _tensors(vectors), _tensors(batch))
-        for name, g in by_weight.items():
-            total[name] += g.square().sum(0)
-        looked_up.add(ranker, batch, Vectors(**by_vector))
-    found, table_UD = looked_up.squares()
+        by_weight, by_vector = gradients(dense, _tensors(vectors), _tensors(batch))
+        for name, gradient in by_weight.items():
+            total[name] += gradient.square().sum(0)
+        row_ids, square_UD = _square_by_row(ranker, batch, Vectors(**by_vector))
+        touched.append(row_ids)
+        squares.append(square_UD)
+    found, slot = torch.unique(torch.cat(touched), return_inverse=True)
+    table_UD = torch.zeros(len(found), ranker.config.dim, device=device).index_add(0, slot, torch.cat(squares))
     return Importance({k: v / len(rows) for k, v in total.items()}, found, table_UD / len(rows))
+
+
+def _square_by_row(ranker: Ranker, batch: Batch, gradient: Vectors) -> tuple[Tensor, Tensor]:
+    """Squared gradient of every (sample, embedding row) pair: the row's id and (D,) squares, one entry a pair."""
+    samples = len(batch.rows)
+    ids_SP = torch.cat([batch.request_ids_BW, batch.item_ids_NW, batch.history_ids_BL], 1)
+    ids_SP = ids_SP.masked_fill(~ranker.seen[ids_SP], 0)
+    gradient_SPD = torch.cat([gradient.request_BWD, gradient.item_NWD, gradient.history_BLD], 1)
+    # An item can be a candidate and in the history of the same sample: its gradients add up before the square.
+    pair = torch.arange(samples, device=ids_SP.device)[:, None] * ranker.config.buckets + ids_SP
+    real = ids_SP != 0
+    pairs, slot = torch.unique(pair[real], return_inverse=True)
+    sums_UD = torch.zeros(len(pairs), gradient_SPD.shape[-1], device=ids_SP.device).index_add(0, slot, gradient_SPD[real])
+    return pairs % ranker.config.buckets, sums_UD.square()
 
 
 def _tensors(record: Batch | Vectors) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from engagement.errors import EvergreenError
 from engagement.table import Feature, Level, RankingTable, TableSpec
@@ -155,21 +154,23 @@ class Ranker(nn.Module):
         self.seen.zero_()
         self.seen[tensors["table.rows"]] = True
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits (N, A)."""
-        return self.logits(self.lookup(batch), batch)
-
     def lookup(self, batch: Batch) -> Vectors:
-        """One merged lookup of everything hashed."""
-        ids = [batch.request_ids_BW, batch.item_ids_NW, batch.history_ids_BL]
+        """One merged lookup of everything hashed; in evaluation, of the seen rows only."""
+        ids = (batch.request_ids_BW, batch.item_ids_NW, batch.history_ids_BL)
         flat = torch.cat([i.flatten() for i in ids])
         if not self.training:
-            flat = torch.where(self.seen[flat], flat, torch.zeros_like(flat))
+            flat = flat.masked_fill(~self.seen[flat], 0)
         found = self.table(flat).split([i.numel() for i in ids])
-        return Vectors(*(v.view(*i.shape, -1) for v, i in zip(found, ids, strict=True)))
+        return Vectors(*(v.view(*i.shape, v.shape[-1]) for v, i in zip(found, ids, strict=True)))
 
-    def logits(self, vectors: Vectors, batch: Batch) -> Tensor:
-        """Everything after the lookup: a function of the looked-up vectors and the dense weights."""
+    def forward(self, batch: Batch, vectors: Vectors | None = None) -> Tensor:
+        """Logits (N, A).
+
+        Args:
+            batch: Requests with their candidates.
+            vectors: Looked up before, where the caller needs them (gradients per sample); else looked up here.
+        """
+        vectors = self.lookup(batch) if vectors is None else vectors
         row = batch.request_of_row
         request = torch.cat(
             [

@@ -1,8 +1,8 @@
 """Make two windows comparable: which columns can be compared, in which form, against which threshold.
 
-Evidently stops at an all-null column, draws one bar a category for a column of 10^5 categories and takes a small
-integer column for categories. So every column is brought into one of two plain forms before it sees it: float64
-without infinities, or strings out of at most `rules.TOP_CATEGORIES` + 2 categories.
+Evidently stops at an all-null column, draws one bar a category for a column of 10^5 categories and takes a
+small integer column for categories. So every column is brought into one of two plain forms before it sees it:
+float64 without infinities, or strings out of at most `rules.TOP_CATEGORIES` + 2 categories.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +16,10 @@ from monitoring import rules
 from monitoring.noise import Deal
 
 MISSING, OTHER = "(missing)", "(other)"
+_NOT_COMPARED = {
+    "categories": "a list: only its churn is told",
+    "embedding": "a vector: no single distribution",
+}
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,24 @@ class Column:
 
     name: str
     kind: rules.Kind
-    prediction: bool
     values: np.ndarray  # (N,) float64 with NaN, or (N,) str
     floor: float
     missing: tuple[float, float]
 
     @property
+    def prediction(self) -> bool:
+        """Whether it is a predicted score, not a feature."""
+        return self.name.startswith(frames.SCORE)
+
+    @property
     def threshold(self) -> float:
-        """What the score is compared with: the rule's threshold, or just above the noise floor if that is higher."""
+        """What the score is compared with: the rule's threshold, or just above the noise floor if higher."""
         return max(rules.THRESHOLD[self.kind], float(np.nextafter(self.floor, np.inf)))
 
 
 @dataclass
 class Comparison:
-    """Everything that `prepare` found, column by column."""
+    """Everything that `prepare` found, column by column; the fields are those of `DriftVerdict`."""
 
     columns: list[Column] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
@@ -49,97 +57,80 @@ def prepare(reference: pa.Table, current: pa.Table, spec: TableSpec) -> Comparis
     """Bring the declared features and the predictions of two non-empty windows into comparable form."""
     found = Comparison()
     deal = Deal.of(frames.users_of(reference), frames.users_of(current))
-    scores = [Feature(frames.SCORE + a, "candidate", "numeric") for a in spec.actions]
+    scores = [Feature(frames.SCORE + action, "candidate", "numeric") for action in spec.actions]
     for feature in (*spec.features, *scores):
-        _one(found, reference, current, feature, deal)
-    for name in frames.IDS[1:]:
+        if feature.name in frames.IDS:
+            found.skipped[feature.name] = "an id: only its churn is told"
+        elif feature.name not in reference.column_names:
+            found.skipped[feature.name] = "not in the reference"
+        elif feature.name not in current.column_names:
+            found.broken[feature.name] = "is gone from the current window"
+        else:
+            _compare(found, feature, reference[feature.name], current[feature.name], deal)
+    for name in ("user_id", "item_id"):
         if name in reference.column_names and name in current.column_names:
             found.churn[name] = frames.unseen(reference[name], current[name])
     return found
 
 
-def _one(found: Comparison, reference: pa.Table, current: pa.Table, feature: Feature, deal: Deal) -> None:
-    name = feature.name
-    if name in frames.IDS:
-        found.skipped[name] = "an id: only its churn is told"
+def _compare(
+    found: Comparison, feature: Feature, reference: pa.ChunkedArray, current: pa.ChunkedArray, deal: Deal
+) -> None:
+    if feature.hashed:
+        found.churn[feature.name] = frames.unseen(reference, current)
+    nested = pa.types.is_nested(reference.type) or pa.types.is_nested(current.type)
+    if feature.kind in _NOT_COMPARED or nested:
+        found.skipped[feature.name] = _NOT_COMPARED.get(feature.kind, "holds lists")
         return
-    if name not in reference.column_names:
-        found.skipped[name] = "not in the reference"
-        return
-    if name not in current.column_names:
-        found.broken[name] = "is gone from the current window"
-        return
-    pair = (reference[name], current[name])
-    if feature.kind == "categories":
-        found.skipped[name] = "a list: only its churn is told"
-        found.churn[name] = frames.unseen(*pair)
-    elif feature.kind == "embedding" or feature.width > 1:
-        found.skipped[name] = "a vector: it has no single distribution"
-    elif feature.kind == "numeric":
-        _numeric(found, feature, pair, deal)
+    if feature.kind == "numeric":
+        values = [frames.numbers(side, feature.transform) for side in (reference, current)]
+        known = [~np.isnan(side) for side in values]
     else:
-        _categorical(found, feature, pair, deal)
-
-
-def _numeric(
-    found: Comparison, feature: Feature, pair: tuple[pa.ChunkedArray, pa.ChunkedArray], deal: Deal
-) -> None:
-    ref, cur = (frames.numbers(column, feature.transform) for column in pair)
-    missing = (float(np.isnan(ref).mean()), float(np.isnan(cur).mean()))
-    if _unusable(found, feature.name, missing, ref[~np.isnan(ref)], cur[~np.isnan(cur)]):
+        values = [frames.texts(side) for side in (reference, current)]
+        known = [np.array([v is not None for v in side], dtype=bool) for side in values]
+    missing = (1 - float(known[0].mean()), 1 - float(known[1].mean()))
+    if _unusable(found, feature.name, missing, values[0][known[0]], values[1][known[1]]):
         return
-    values = np.concatenate([ref, cur])
-    prediction = feature.name.startswith(frames.SCORE)
-    found.columns.append(
-        Column(feature.name, "numeric", prediction, values, deal.wasserstein(values), missing)
-    )
+    both = np.concatenate(values)
+    if feature.kind == "numeric":
+        column = Column(feature.name, "numeric", both, deal.wasserstein(both), missing)
+    else:
+        shown, codes = _categories(both)
+        column = Column(feature.name, "categorical", shown[codes], deal.jensenshannon(codes), missing)
+    found.columns.append(column)
 
 
-def _categorical(
-    found: Comparison, feature: Feature, pair: tuple[pa.ChunkedArray, pa.ChunkedArray], deal: Deal
-) -> None:
-    found.churn[feature.name] = frames.unseen(*pair)
-    ref, cur = (frames.texts(column) for column in pair)
-    known = [np.array([v for v in side if v is not None], dtype=object) for side in (ref, cur)]
-    missing = (1 - len(known[0]) / len(ref), 1 - len(known[1]) / len(cur))
-    if _unusable(found, feature.name, missing, *known):
-        return
-    values = np.array([MISSING if v is None else v for v in np.concatenate([ref, cur])], dtype=object)
-    names, codes, counts = np.unique(values.astype(str), return_inverse=True, return_counts=True)
-    # The most frequent of both windows together: which they are does not depend on how the users were dealt.
-    top = np.zeros(len(names), dtype=bool)
+def _categories(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The categories that are compared one by one, and the (N,) code of each row among them.
+
+    They are the most frequent of both windows together: which they are does not depend on how the users were
+    dealt out, so the noise floor holds for them.
+    """
+    named = np.array([MISSING if v is None else v for v in values], dtype=object).astype(str)
+    names, codes, counts = np.unique(named, return_inverse=True, return_counts=True)
+    top = names == MISSING
     top[np.argsort(-counts, kind="stable")[: rules.TOP_CATEGORIES]] = True
-    names = np.where(top | (names == MISSING), names, OTHER).astype(object)
-    shown, codes = np.unique(names[codes].astype(str), return_inverse=True)
-    found.columns.append(
-        Column(
-            feature.name,
-            "categorical",
-            False,
-            shown[codes].astype(object),
-            deal.jensenshannon(codes),
-            missing,
-        )
-    )
+    shown, merged = np.unique(np.where(top, names.astype(object), OTHER).astype(str), return_inverse=True)
+    return shown.astype(object), merged[codes]
 
 
 def _unusable(
     found: Comparison, name: str, missing: tuple[float, float], reference: np.ndarray, current: np.ndarray
 ) -> bool:
-    """Whether the column cannot be compared; says why in `broken` or `skipped`."""
+    """Whether the column, given its values that are there, cannot be compared; says why in `found`."""
     if not len(reference):
         found.skipped[name] = "no values in the reference" if len(current) else "no values"
-        return True
-    if rules.missing_broken(*missing):
+    elif rules.missing_broken(*missing):
         found.broken[name] = f"is missing in {missing[1]:.0%} of the rows ({missing[0]:.0%} in the reference)"
-        return True
-    if not len(current):
+    elif not len(current):
         found.skipped[name] = "no values in the current window"
-        return True
-    mode = np.unique(reference.astype(str) if reference.dtype == object else reference, return_counts=True)[
-        1
-    ].max()
-    if rules.stuck(float(mode) / len(reference), len(set(current.tolist()))):
+    elif rules.stuck(_largest_share(reference), len(set(current.tolist()))):
         found.broken[name] = f"is stuck at {current[0]}"
-        return True
-    return False
+    else:
+        return False
+    return True
+
+
+def _largest_share(values: np.ndarray) -> float:
+    comparable = values.astype(str) if values.dtype == object else values
+    return float(np.unique(comparable, return_counts=True)[1].max()) / len(values)

@@ -1,7 +1,7 @@
 """One drift check: the reference of a model against the window since.
 
-Writes into its output directory `drift.html` (the page), `snapshot.json` (for the workspace) and, last, `drift.json`
-(the verdict): a directory without `drift.json` is the mark of a check that did not finish.
+Writes into its output directory `drift.html` (the page), `snapshot.json` (for the workspace) and, last,
+`drift.json` (the verdict): a directory without `drift.json` is the mark of a check that did not finish.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def check(
         as_of: Instant of the check, aware.
         model_version: Version of the model whose reference this is.
         out: Directory for the page, the snapshot and the verdict.
-        quality: Numbers to record with the check, such as `{"HIT@3/save": 0.31}`; NaN is left out of the panels.
+        quality: Numbers to record with the check, such as `{"HIT@3/save": 0.31}`; NaN is not plotted.
         tags: More tags of the run in the workspace.
 
     Raises:

@@ -3,6 +3,8 @@
 Evidently takes 5 s to import, so this is done inside the functions.
 """
 
+import html
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,46 +16,36 @@ from engagement.files import write_text
 from evergreen.settings import TELEMETRY_OFF
 from monitoring import rules
 from monitoring.compare import Column
-from monitoring.verdict import DriftVerdict
+from monitoring.verdict import ColumnDrift, DriftVerdict
 
 if TYPE_CHECKING:
     from evidently.core.serialization import SnapshotModel
+
+_ROLE = {True: "prediction", False: "feature"}
 
 
 def run(
     columns: list[Column], reference_rows: int, as_of: datetime, model_version: str, tags: list[str]
 ) -> Any:
-    """Run Evidently's drift report; returns its snapshot.
+    """Run Evidently's drift metrics; returns its snapshot.
 
     Args:
         columns: What to compare; at least one.
         reference_rows: How many of the rows belong to the reference.
         as_of: Instant of the check, aware.
         model_version: Version of the model whose reference this is.
-        tags: Tags of the run.
+        tags: More tags of the run.
     """
-    _silence()
+    os.environ.update(TELEMETRY_OFF)  # read by Evidently when it is imported
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
-    from evidently.metrics.column_statistics import DriftedColumnsCount
 
     data = pd.DataFrame({c.name: c.values for c in columns})
     names = {kind: [c.name for c in columns if c.kind == kind] for kind in rules.METHOD}
     definition = DataDefinition(numerical_columns=names["numeric"], categorical_columns=names["categorical"])
-    method = {c.name: rules.METHOD[c.kind] for c in columns}
-    threshold = {c.name: c.threshold for c in columns}
-    features = [c.name for c in columns if not c.prediction]
-    metrics: list[Any] = [ValueDrift(column=n, method=method[n], threshold=threshold[n]) for n in method]
-    if features:  # the same rule a second time, as the metric that Evidently's own panels know
-        count = DriftedColumnsCount(
-            columns=features,
-            drift_share=rules.DRIFT_SHARE,
-            per_column_method={n: method[n] for n in features},
-            per_column_threshold={n: threshold[n] for n in features},
-        )
-        metrics.insert(0, count)
     current = Dataset.from_pandas(data.iloc[reference_rows:].reset_index(drop=True), definition)
     reference = Dataset.from_pandas(data.iloc[:reference_rows].reset_index(drop=True), definition)
+    metrics = [ValueDrift(column=c.name, method=rules.METHOD[c.kind], threshold=c.threshold) for c in columns]
     return Report(metrics, include_tests=True).run(
         current,
         reference,
@@ -66,19 +58,14 @@ def run(
 
 def scores(snapshot: Any) -> dict[str, float]:
     """Evidently's score of each column."""
-    metrics = [m for m in snapshot.dict()["metrics"] if m["config"]["type"].endswith(":ValueDrift")]
-    return {m["config"]["column"]: float(m["value"]) for m in metrics}
+    return {m["config"]["column"]: float(m["value"]) for m in snapshot.dict()["metrics"]}
 
 
 def save(snapshot: Any, verdict: DriftVerdict, out: Path) -> None:
-    """Write `drift.html` (self-contained) and `snapshot.json` (what `workspace.record` stores).
-
-    The verdict's own numbers are added as `MeanValue` metrics, so that a panel can plot them over time.
-    """
+    """Write `drift.html` (self-contained) and `snapshot.json` (what `workspace.record` stores)."""
     from evidently.core.report import Snapshot
 
-    model = snapshot.to_snapshot_model()
-    numbers = _numbers(verdict, snapshot)
+    model, numbers = snapshot.to_snapshot_model(), _numbers(verdict, snapshot)
     model.metric_results.update(numbers.metric_results)
     model.top_level_metrics = [*model.top_level_metrics, *numbers.top_level_metrics]
     model.report.items = [*model.report.items, *numbers.report.items]
@@ -91,8 +78,8 @@ def save(snapshot: Any, verdict: DriftVerdict, out: Path) -> None:
 def save_empty(verdict: DriftVerdict, out: Path) -> None:
     """Write a page for a check that had nothing to compare; there is no snapshot then."""
     (out / "snapshot.json").unlink(missing_ok=True)
-    text = verdict.reason.replace("&", "&amp;").replace("<", "&lt;")
-    write_text(out / "drift.html", f"<!doctype html><meta charset=utf-8><title>Drift</title><p>{text}</p>\n")
+    head = "<!doctype html><meta charset=utf-8><title>Drift</title>"
+    write_text(out / "drift.html", f"{head}<p>{html.escape(verdict.reason)}</p>\n")
 
 
 def naive(instant: datetime) -> datetime:
@@ -100,18 +87,36 @@ def naive(instant: datetime) -> datetime:
     return instant.astimezone(UTC).replace(tzinfo=None)
 
 
-def _numbers(verdict: DriftVerdict, snapshot: Any) -> "SnapshotModel":
-    """The verdict's numbers as a report of their own, without a reference that they would be compared with."""
-    from evidently import DataDefinition, Dataset, Report
-    from evidently.metrics import MeanValue
+def number_names(verdict: DriftVerdict) -> dict[str, float]:
+    """The verdict's own numbers, by the name under which panels plot them.
 
-    values = {
-        "drifted": float(verdict.drifted),
+    A `ValueDrift` series cannot be plotted over time: its threshold is part of its name, and the noise floor
+    makes each check's threshold its own. A ratio of score and threshold can, and it compares columns.
+    """
+    features = [c for c in verdict.columns if not c.prediction]
+    return {
+        "share of drifted features": verdict.share,
+        "drifted features": float(sum(c.drifted for c in features)),
         "broken features": float(len(verdict.broken)),
+        "drift verdict": float(verdict.drifted),
         "rows": float(verdict.rows[1]),
+        **{ratio_name(c): c.ratio for c in verdict.columns},
         **{f"unseen {name}": share for name, share in verdict.churn.items()},
         **{name: value for name, value in verdict.quality.items() if np.isfinite(value)},
     }
+
+
+def ratio_name(column: ColumnDrift) -> str:
+    """Name of the series that tells how near a column is to its threshold."""
+    return f"{column.name} (drift / threshold)"
+
+
+def _numbers(verdict: DriftVerdict, snapshot: Any) -> "SnapshotModel":
+    """The verdict's numbers as `MeanValue` metrics of a report without a reference."""
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import MeanValue
+
+    values = number_names(verdict)
     data = Dataset.from_pandas(pd.DataFrame([values]), DataDefinition(numerical_columns=list(values)))
     report = Report([MeanValue(column=name) for name in values], include_tests=False)
     model = report.run(data, None, timestamp=snapshot._timestamp).to_snapshot_model()
@@ -124,29 +129,16 @@ def _summary(verdict: DriftVerdict) -> list[Any]:
     """The verdict as the first thing on the page: the sentence, then one line a column."""
     from evidently.legacy.renderers.html_widgets import CounterData, counter, table_data
 
-    head = "Drift" if verdict.drifted else "No drift"
-    rows = [
-        [
-            c.name,
-            "prediction" if c.prediction else c.kind,
-            f"{c.score:.3f}",
-            f"{c.threshold:.3f}",
-            f"{c.floor:.3f}",
-            f"{c.missing[0]:.0%} / {c.missing[1]:.0%}",
-            "drifted" if c.drifted else "",
-        ]
-        for c in sorted(verdict.columns, key=lambda c: -c.score / c.threshold)
-    ]
-    rows += [[name, why, "", "", "", "", "broken"] for name, why in verdict.broken.items()]
+    def line(c: ColumnDrift) -> list[str]:
+        numbers = [f"{c.score:.3f}", f"{c.threshold:.3f}", f"{c.floor:.3f}"]
+        missing = f"{c.missing[0]:.0%} / {c.missing[1]:.0%}"
+        return [c.name, f"{c.kind} {_ROLE[c.prediction]}", *numbers, missing, "drifted" if c.drifted else ""]
+
+    rows = [[name, why, "", "", "", "", "broken"] for name, why in verdict.broken.items()]
+    rows += [line(c) for c in verdict.worst]
     rows += [[name, why, "", "", "", "", "not compared"] for name, why in verdict.skipped.items()]
     names = ["column", "kind", "score", "threshold", "noise floor", "missing before / now", ""]
     return [
-        counter(counters=[CounterData(verdict.reason, head)]),
+        counter(counters=[CounterData(verdict.reason, "Drift" if verdict.drifted else "No drift")]),
         table_data(title="Every column", column_names=names, data=rows),
     ]
-
-
-def _silence() -> None:
-    import os
-
-    os.environ.update(TELEMETRY_OFF)  # read by Evidently when it is imported

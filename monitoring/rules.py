@@ -1,9 +1,9 @@
 """When a window counts as drifted. Every number that decides is here, with its exact rule.
 
-A check compares the window since the last training with a sample of the window on which the serving model was
-trained. Three things must not start a retrain: the noise of a small window, the ordinary week-to-week movement of a
-healthy feed, and broken data. The first is answered by a noise floor a column (`noise.py`), the second by the
-thresholds below, the third by a verdict of its own.
+A check compares the window since the last training with a sample of the window on which the serving model
+was trained. Three things must not start a retrain: the noise of a small window, the ordinary week-to-week
+movement of a healthy feed, and broken data. The first is answered by a noise floor a column (`noise.py`), the
+second by the thresholds below, the third by a verdict of its own.
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ Kind = Literal["numeric", "categorical"]
 METHOD: dict[Kind, str] = {"numeric": "wasserstein", "categorical": "jensenshannon"}
 """The distance by kind of column, fixed: Evidently's own choice flips with the number of rows.
 
-Numbers: first Wasserstein distance divided by the standard deviation of the reference, after the declared transform.
+Numbers: first Wasserstein distance after the declared transform, in standard deviations of the reference.
 Categories: Jensen-Shannon distance (natural logarithm) over the `TOP_CATEGORIES` and the rest as one."""
 
 THRESHOLD: dict[Kind, float] = {"numeric": 0.25, "categorical": 0.2}
@@ -31,10 +31,10 @@ MIN_USERS = 10
 Fewer users than that can be re-drawn in too few ways for a noise floor to mean anything."""
 
 BROKEN_MISSING = 0.5
-"""A feature is broken if its share of missing values rose by **≥** this since the reference, or if it vanished."""
+"""A feature is broken if its share of missing values rose by **≥** this since the reference, or it is gone."""
 
 STUCK_SHARE = 0.5
-"""A feature is broken, too, if it holds one single value now, while none held **>** this share of the reference."""
+"""A feature is broken, too, if it holds a single value now, while none held **>** this share before."""
 
 TOP_CATEGORIES = 30
 """Categories compared one by one, the most frequent of both windows together; the others count as one."""
@@ -66,7 +66,7 @@ def too_small(rows: int, users: int) -> bool:
 
 
 def missing_broken(reference: float, current: float) -> bool:
-    """Whether the rise in the share of missing values means a broken feed: `current - reference ≥ BROKEN_MISSING`."""
+    """Whether missing values rose so much that the feed is broken: `current - reference ≥ BROKEN_MISSING`."""
     return current - reference >= BROKEN_MISSING
 
 

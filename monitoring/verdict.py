@@ -1,4 +1,4 @@
-"""What one drift check found, as a value that travels: JSON in the artifact, the reason on the page and in the log."""
+"""What one drift check found, as a value that travels: JSON in the artifact, its reason in page and log."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ class ColumnDrift:
         score: Distance between the windows, by `rules.METHOD[kind]`.
         floor: What chance alone reaches for these windows.
         threshold: What the score is compared with.
-        drifted: `score >= threshold`.
+        drifted: `score ≥ threshold`.
         missing: Share of rows without a value, in the reference and now.
     """
 
@@ -30,6 +30,11 @@ class ColumnDrift:
     threshold: float
     drifted: bool
     missing: tuple[float, float]
+
+    @property
+    def ratio(self) -> float:
+        """Score by threshold: drifted from 1 on, whatever the column."""
+        return self.score / self.threshold
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class DriftVerdict:
         model_version: The model whose reference this was.
         share: Share of drifted features among the tested ones.
         columns: Every compared column, features first.
-        broken: What is wrong with each feature whose feed looks broken. Such a window must not be trained on.
+        broken: What is wrong with each column whose feed looks broken. Such a window must not be trained on.
         skipped: Why each other column was not compared.
         churn: Share of current rows with a value unseen in the reference, by column.
         rows: Rows that were compared, in the reference and now.
@@ -67,10 +72,14 @@ class DriftVerdict:
     quality: dict[str, float]
 
     @property
+    def worst(self) -> tuple[ColumnDrift, ...]:
+        """Every compared column, the one furthest above its threshold first."""
+        return tuple(sorted(self.columns, key=lambda c: -c.ratio))
+
+    @property
     def drifted_columns(self) -> tuple[str, ...]:
-        """Names of the drifted columns, the one furthest above its threshold first."""
-        found = sorted((c for c in self.columns if c.drifted), key=lambda c: -c.score / c.threshold)
-        return tuple(c.name for c in found)
+        """Names of the drifted columns, worst first."""
+        return tuple(c.name for c in self.worst if c.drifted)
 
     def to_json(self) -> str:
         """JSON text that `from_json` reads back."""
@@ -80,9 +89,9 @@ class DriftVerdict:
     def from_json(cls, text: str) -> "DriftVerdict":
         """The inverse of `to_json`."""
         data = json.loads(text)
-        columns = tuple(ColumnDrift(**{**c, "missing": tuple(c["missing"])}) for c in data.pop("columns"))
-        pairs = {name: tuple(data.pop(name)) for name in ("rows", "users", "window_rows")}
-        return cls(columns=columns, **pairs, **data)
+        columns = [ColumnDrift(**{**c, "missing": tuple(c["missing"])}) for c in data["columns"]]
+        pairs = {name: tuple(data[name]) for name in ("rows", "users", "window_rows")}
+        return cls(**{**data, **pairs, "columns": tuple(columns)})
 
     @classmethod
     def load(cls, path: Path) -> "DriftVerdict":
@@ -94,6 +103,5 @@ class DriftVerdict:
         try:
             return cls.from_json(path.read_text())
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise EvergreenError(
-                f"{path} holds no drift verdict ({error})", "Run the drift check again"
-            ) from error
+            problem = f"{path} holds no drift verdict ({error})"
+            raise EvergreenError(problem, "Run the drift check again") from error

@@ -34,5 +34,7 @@ def submit_retrain(as_of: datetime, strategy: str) -> str:
                 experiment_name="evergreen",
             )
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise EvergreenError(f"Kubeflow Pipelines at {host} does not answer ({type(error).__name__})", f"Check {HOST}") from error
+            raise EvergreenError(
+                f"Kubeflow Pipelines at {host} does not answer ({type(error).__name__})", f"Check {HOST}"
+            ) from error
     return str(run.run_id)

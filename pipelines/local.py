@@ -1,4 +1,4 @@
-"""Run a pipeline here, with the same graph that a cluster gets.
+"""Run a pipeline here, from the same compiled YAML that a cluster gets.
 
 `kfp.local` runs each step as a process of this environment. Three of its habits are corrected here: it prints
 everything to stdout (captured into one log a run), it tells a failure's cause only there (the last EvergreenError
@@ -89,21 +89,23 @@ class _Unresolved(logging.Handler):
             self.seen.append(text)
 
 
-def run(pipeline: Callable[..., Any], settings: Settings, progress: Progress | None = None, **arguments: Any) -> Ran:
-    """Run one pipeline to its end.
+def run(pipeline: Any, settings: Settings, progress: Progress | None = None, **arguments: Any) -> Ran:
+    """Compile one pipeline and run it to its end.
 
     Finished steps are taken from the cache when the same run is asked for again, so a killed run resumes.
 
     Raises:
         EvergreenError: A step failed; the message is the step's own, or points to the log.
     """
-    from kfp import local
+    from kfp import compiler, components, local
 
     settings.pipeline_root.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
-    name = getattr(pipeline, "name", "pipeline")
+    name = pipeline.name
     log_path = settings.pipeline_root / "logs" / f"{name}-{stamp}.log"
     log_path.parent.mkdir(exist_ok=True)
+    compiled = log_path.with_suffix(".yaml")
+    compiler.Compiler().compile(pipeline, str(compiled))
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(settings.pipeline_root),
@@ -119,7 +121,7 @@ def run(pipeline: Callable[..., Any], settings: Settings, progress: Progress | N
         with log_path.open("w") as log:
             tee = _Tee(log, progress)  # type: ignore[arg-type]
             with contextlib.redirect_stdout(tee):  # type: ignore[type-var]
-                pipeline(**arguments)
+                components.load_component_from_file(str(compiled))(**arguments)
     except Exception as error:
         raise _told(error, log_path) from error
     finally:

@@ -52,13 +52,20 @@ def replay(settings: Settings, start: datetime, end: datetime, strategies: list[
     store = EngagementStore(settings.data)
     instants = slots(start, end)
     if not instants:
-        raise EvergreenError(f"no slot lies between {start} and {end}", "Slots are Monday and Thursday 03:00 UTC; widen the range")
+        raise EvergreenError(
+            f"no slot lies between {start} and {end}",
+            "Slots are Monday and Thursday 03:00 UTC; widen the range",
+        )
     lineages = [Lineage(s) for s in strategies]
     records: list[dict[str, Any]] = []
     for i, as_of in enumerate(instants):
         snapshot = store.snapshot(as_of)
         for j, lineage in enumerate(lineages):
-            tell(f"{as_of:%a %Y-%m-%d} {lineage.strategy}", i * len(lineages) + j, len(instants) * len(lineages))
+            tell(
+                f"{as_of:%a %Y-%m-%d} {lineage.strategy}",
+                i * len(lineages) + j,
+                len(instants) * len(lineages),
+            )
             record, lineages[j] = replay_slot(settings, store, snapshot, lineage)
             records.append(record)
     manifest = store.manifest
@@ -70,7 +77,9 @@ def replay(settings: Settings, start: datetime, end: datetime, strategies: list[
         "recipe": settings.recipe,
         "seed": settings.seed,
         "slots": records,
-        "summary": {s: summarise([r for r in records if r["strategy"] == s], manifest.primary_action) for s in strategies},
+        "summary": {
+            s: summarise([r for r in records if r["strategy"] == s], manifest.primary_action) for s in strategies
+        },
     }
 
 

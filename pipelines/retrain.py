@@ -32,7 +32,9 @@ def retrain(as_of: str, strategy: str = DEFAULT_STRATEGY, reason: str = "slot") 
     )
     bundle = challenger.outputs["bundle"]
 
-    gate = on_cluster(judge_challenger(plan=plan.output, table=table, bundle=bundle), Needs(cpu="2", memory="8Gi", gpu=1))
+    gate = on_cluster(
+        judge_challenger(plan=plan.output, table=table, bundle=bundle), Needs(cpu="2", memory="8Gi", gpu=1)
+    )
     drift = on_cluster(check_drift(plan=plan.output, table=table, bundle=bundle), Needs(cpu="2", memory="8Gi"))
 
     version = on_cluster(

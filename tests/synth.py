@@ -128,18 +128,26 @@ def _day(world, day, seed, actions, exposure, context, late_share):
 
 
 def _items(world, features):
-    columns = {"item_id": [f"i{i}" for i in range(len(world["born"]))], "created_timestamp": pa.array(world["born"], UTC_US)}
+    columns = {
+        "item_id": [f"i{i}" for i in range(len(world["born"]))],
+        "created_timestamp": pa.array(world["born"], UTC_US),
+    }
     if features:
         names = [CATEGORIES[c] for c in world["category"]]
         columns["category"] = names
-        columns["tags"] = [[n, "good" if q > 0 else "plain"] for n, q in zip(names, world["quality"], strict=True)]
+        columns["tags"] = [
+            [n, "good" if q > 0 else "plain"] for n, q in zip(names, world["quality"], strict=True)
+        ]
         columns["length"] = world["length"]
     return pa.table(columns)
 
 
 def _users(world, features):
     users = len(world["country"])
-    columns = {"user_id": [f"u{u}" for u in range(users)], "event_timestamp": pa.array(_us(np.full(users, -1.0)), UTC_US)}
+    columns = {
+        "user_id": [f"u{u}" for u in range(users)],
+        "event_timestamp": pa.array(_us(np.full(users, -1.0)), UTC_US),
+    }
     if features:
         columns["country"] = [("de", "fr", "us", "in")[c] for c in world["country"]]
         columns["age"] = pa.array(world["age"], from_pandas=True)

@@ -1,0 +1,74 @@
+"""Writing a directory so that a reader sees all of it or nothing, and noticing when a file was changed since."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import load, save
+from torch import Tensor
+
+from engagement.errors import EvergreenError
+
+
+def write_directory(target: Path, files: dict[str, bytes]) -> None:
+    """Write `files` as directory `target`, in place of what was there.
+
+    A kill at any moment leaves the old directory, the new one, or none; never a mixture.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.new")
+    stale = target.with_name(f".{target.name}.{os.getpid()}.old")
+    for leftover in (fresh, stale):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    for name, data in files.items():
+        (fresh / name).write_bytes(data)
+    if target.exists():
+        target.replace(stale)
+    fresh.replace(target)
+    shutil.rmtree(stale, ignore_errors=True)
+
+
+def pack(tensors: dict[str, Tensor]) -> bytes:
+    """Tensors as safetensors bytes; equal tensors give equal bytes."""
+    return save({name: tensors[name].contiguous() for name in sorted(tensors)})
+
+
+def unpack(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        EvergreenError: The file is missing, unreadable, or not the one whose SHA-256 is given.
+    """
+    data = read(path)
+    if sha(data) != sha256:
+        raise EvergreenError(f"{path} was changed or damaged after it was written", "Restore it, or train again")
+    try:
+        return load(data)
+    except safetensors.SafetensorError as error:
+        raise EvergreenError(f"{path} is no readable safetensors file ({error})", "Train again") from error
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        EvergreenError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EvergreenError(f"cannot read {path} ({error.strerror})", "Restore it, or train again") from error
+
+
+def sha(data: bytes) -> str:
+    """Hex SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(data: dict) -> str:
+    """JSON text that is equal for equal data; what digests are taken of."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,123 @@
+"""The MLflow run behind a registered version: opened or taken up again, filled, closed.
+
+Every step looks first at what is there, so that a run that was killed at any point is completed and not
+doubled.
+"""
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from serving.registry import DatasetRef
+
+CODE = Path(__file__).with_name("mlflow_model.py")
+# Given by hand: MLflow would find them by starting the model in another process, for ten seconds and more.
+REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "xxhash", "mlflow")
+
+
+def open_run(
+    client: "MlflowClient", experiment: str, location: str | None, run_key: str, params: dict[str, Any]
+) -> str:
+    """The run of this key: a new one, or the unfinished one of a killed call; returns its id."""
+    experiment_id = _experiment(client, experiment, location)
+    wanted = {key: str(value) for key, value in params.items()}
+    for run in client.search_runs(
+        [experiment_id], f"tags.run_key = '{run_key}'", order_by=["attribute.start_time"]
+    ):
+        written = run.data.params
+        # Parameters are written once; a run that says something else is another run's half.
+        if all(wanted.get(key) == value for key, value in written.items()):
+            client.update_run(run.info.run_id, "RUNNING")
+            break
+        client.set_terminated(run.info.run_id, "FAILED")
+    else:
+        run, written = client.create_run(experiment_id, tags={"run_key": run_key}, run_name=run_key), {}
+    for key in wanted.keys() - written.keys():
+        client.log_param(run.info.run_id, key, wanted[key])
+    return run.info.run_id
+
+
+def log(
+    client: "MlflowClient",
+    run_id: str,
+    metrics: dict[str, float],
+    tags: dict[str, str],
+    datasets: Sequence["DatasetRef"],
+    artifacts: Sequence[Path],
+) -> None:
+    """Put metrics, tags, datasets and files on a run, each once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    run = client.get_run(run_id)
+    for key, value in tags.items():
+        client.set_tag(run_id, key, value)
+    for key in metrics.keys() - run.data.metrics.keys():
+        client.log_metric(run_id, key, float(metrics[key]))
+    known = {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
+    inputs = [
+        DatasetInput(
+            Dataset(d.name, d.digest[:36], source_type="local", source=f'{{"uri": "{d.source}"}}'),
+            [InputTag("mlflow.data.context", d.context)],
+        )
+        for d in datasets
+        if (d.name, d.digest[:36]) not in known
+    ]
+    if inputs:
+        client.log_inputs(run_id, inputs)
+    for path in artifacts:
+        client.log_artifact(run_id, str(path))
+
+
+def log_bundle(client: "MlflowClient", run_id: str, bundle: Path, digest: str) -> str:
+    """Log the bundle as a model without pickle; returns its URI. One that is complete is used again."""
+    import mlflow
+
+    experiment_id = client.get_run(run_id).info.experiment_id
+    known = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'")
+    for model in known:
+        if str(model.status) == "READY" and model.tags.get("bundle_digest") == digest:
+            return f"models:/{model.model_id}"
+    with tempfile.TemporaryDirectory() as room, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on type hints and input examples
+        staged = Path(room) / "bundle"  # MLflow names the artifact after the directory
+        shutil.copytree(bundle, staged)
+        with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
+            logged = mlflow.pyfunc.log_model(
+                name="ranker",
+                python_model=str(CODE),
+                artifacts={"bundle": str(staged)},
+                signature=_signature(bundle),
+                pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in REQUIREMENTS],
+                tags={"bundle_digest": digest},
+            )
+    return logged.model_uri
+
+
+def close_run(client: "MlflowClient", run_id: str) -> None:
+    """Mark the run as finished."""
+    if run_id and client.get_run(run_id).info.status != "FINISHED":
+        client.set_terminated(run_id, "FINISHED")
+
+
+def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    return found.experiment_id if found else client.create_experiment(name, artifact_location=location)
+
+
+def _signature(bundle: Path) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    from model.bundle import Bundle
+
+    columns = [("string", "request_id"), ("string", "item_id")]
+    columns += [("double", action) for action in Bundle.load(bundle).spec.actions]
+    outputs = Schema([ColSpec(kind, name) for kind, name in columns])
+    return ModelSignature(inputs=Schema([ColSpec("string", "table")]), outputs=outputs)

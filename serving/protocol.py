@@ -1,0 +1,153 @@
+"""A ranking request and its answer in the Open Inference Protocol v2 (JSON), for both ends of the wire.
+
+Request inputs: `user_id` BYTES [1], `item_id` BYTES [C], optional `time` INT64 [1] (microseconds since 1970
+UTC;
+default: now) and one BYTES [1] for each context feature, named as it is declared (`context__surface`).
+Answer outputs: `item_id` BYTES [C], best first, and for each action its probability, FP32 [C], in the same
+order.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+MAX_CANDIDATES = 1000
+MAX_ID_BYTES = 512
+VERSION_HEADER = "x-model-version"
+CONTEXT = "context__"  # prefix of the declared context features, as in feature_repo
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class BadRequest(ValueError):
+    """A request that nobody could answer; its text is one clear line."""
+
+
+@dataclass(frozen=True)
+class RankRequest:
+    """One request for a ranking.
+
+    Attributes:
+        request_id: Comes back in the answer.
+        user_id: The user.
+        item_ids: The candidates, C of them.
+        context: Value by context feature, without the prefix.
+        time: When it is ranked; features are read as of then. None: now.
+    """
+
+    request_id: str
+    user_id: str
+    item_ids: tuple[str, ...]
+    context: Mapping[str, str] = field(default_factory=dict)
+    time: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input as it came: name, datatype, shape and flat values."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    values: tuple[Any, ...]
+
+
+def to_json(request: RankRequest) -> dict[str, Any]:
+    """The body of a v2 `infer` call."""
+    inputs = [_bytes("user_id", [request.user_id]), _bytes("item_id", list(request.item_ids))]
+    inputs += [_bytes(CONTEXT + name, [value]) for name, value in request.context.items()]
+    if request.time is not None:
+        micros = (request.time - _EPOCH) // timedelta(microseconds=1)
+        inputs.append({"name": "time", "datatype": "INT64", "shape": [1], "data": [micros]})
+    return {"id": request.request_id, "inputs": inputs}
+
+
+def parse(request_id: str, tensors: list[Tensor], context_features: frozenset[str]) -> RankRequest:
+    """Read a request's inputs.
+
+    Args:
+        request_id: Id of the request.
+        tensors: Its inputs.
+        context_features: Declared context features, with the prefix; others are refused.
+
+    Raises:
+        BadRequest: An input is missing, unknown, given twice, or not what it should be.
+    """
+    by_name = {t.name: t for t in tensors}
+    if len(by_name) != len(tensors):
+        raise BadRequest("an input is given twice")
+    known = {"user_id", "item_id", "time"} | context_features
+    if unknown := sorted(by_name.keys() - known):
+        raise BadRequest(f"unknown input {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    if missing := [name for name in ("user_id", "item_id") if name not in by_name]:
+        raise BadRequest(f"input {missing[0]!r} is missing")
+    items = _strings(by_name["item_id"], None)
+    if not items:
+        raise BadRequest("there are no candidates")
+    return RankRequest(
+        request_id=request_id,
+        user_id=_strings(by_name["user_id"], 1)[0],
+        item_ids=items,
+        context={
+            n.removeprefix(CONTEXT): _strings(by_name[n], 1)[0] for n in context_features & by_name.keys()
+        },
+        time=_time(by_name["time"]) if "time" in by_name else None,
+    )
+
+
+def from_json(body: Any, actions: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray, str]:
+    """Read an answer: ranked item ids, (C, A) float32 scores, and the version; empty where it lacks them."""
+    try:
+        outputs = {o["name"]: o["data"] for o in body["outputs"]}
+        columns = [outputs[action] for action in actions]
+        scores = np.array(columns, np.float32).T
+        return tuple(outputs["item_id"]), scores, str(body.get("model_version", ""))
+    except (KeyError, TypeError, ValueError):
+        return (), np.empty((0, 0), np.float32), ""
+
+
+def _bytes(name: str, values: list[str]) -> dict[str, Any]:
+    return {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values}
+
+
+def _strings(tensor: Tensor, count: int | None) -> tuple[str, ...]:
+    if tensor.datatype != "BYTES":
+        raise BadRequest(f"input {tensor.name!r} must be BYTES, not {tensor.datatype}")
+    _check_shape(tensor, count)
+    if len(tensor.values) > MAX_CANDIDATES:
+        raise BadRequest(f"{len(tensor.values)} candidates; at most {MAX_CANDIDATES} are ranked at once")
+    return tuple(_string(tensor.name, value) for value in tensor.values)
+
+
+def _string(name: str, value: Any) -> str:
+    try:
+        raw = value if isinstance(value, bytes) else value.encode()
+        text = raw.decode()
+    except (UnicodeError, AttributeError):
+        raise BadRequest(f"input {name!r} holds a value that is not UTF-8 text") from None
+    if not 0 < len(raw) <= MAX_ID_BYTES or "\0" in text:
+        raise BadRequest(f"input {name!r} holds an empty value, one above {MAX_ID_BYTES} bytes, or a NUL")
+    return text
+
+
+def _time(tensor: Tensor) -> datetime:
+    if tensor.datatype != "INT64":
+        raise BadRequest(f"input 'time' must be INT64, not {tensor.datatype}")
+    _check_shape(tensor, 1)
+    value = tensor.values[0]
+    latest = (_LATEST - _EPOCH) // timedelta(microseconds=1)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 < value < latest:
+        raise BadRequest("input 'time' must be microseconds since 1970, as an integer")
+    return _EPOCH + timedelta(microseconds=int(value))
+
+
+def _check_shape(tensor: Tensor, count: int | None) -> None:
+    if len(tensor.shape) != 1 or tensor.shape[0] != len(tensor.values):
+        raise BadRequest(
+            f"input {tensor.name!r} has shape {list(tensor.shape)} but {len(tensor.values)} values"
+        )
+    if count is not None and tensor.shape[0] != count:
+        raise BadRequest(f"input {tensor.name!r} must hold {count} value, not {tensor.shape[0]}")

@@ -1,0 +1,67 @@
+"""Features and scores of one request: the same few lines for the server and for whoever checks its answers."""
+
+from dataclasses import fields
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from engagement.table import RankingTable
+from evergreen.settings import Settings
+from model.bundle import Bundle
+from model.predict import score
+from serving.protocol import RankRequest
+
+
+class Reader(Protocol):
+    """Reads the features of one request from the online store (`feature_repo`'s `OnlineReader`)."""
+
+    def read(self, user_id: str, item_ids: list[str], context: dict[str, str], at: datetime) -> RankingTable:
+        """The request as a ranking table with one request."""
+        ...
+
+
+class WarmBundle(Bundle):
+    """A bundle that builds its ranker once, so that scoring one request does not build the embedding table anew."""
+
+    @cached_property
+    def _built(self) -> Any:
+        return super().ranker()
+
+    def ranker(self) -> Any:
+        """The one ranker, in evaluation mode."""
+        return self._built
+
+
+class Scorer:
+    """A model with its features.
+
+    Args:
+        bundle: Directory of the bundle.
+        reader: Reads the features.
+    """
+
+    def __init__(self, bundle: Path, reader: Reader) -> None:
+        loaded = Bundle.load(bundle)
+        self._bundle = WarmBundle(**{f.name: getattr(loaded, f.name) for f in fields(loaded)})
+        self._reader = reader
+        self.spec = loaded.spec
+
+    def __call__(self, request: RankRequest) -> np.ndarray:
+        """(C, A) float32 probabilities, rows in the order of the request's candidates."""
+        at = request.time or datetime.now(UTC)
+        table = self._reader.read(request.user_id, list(request.item_ids), dict(request.context), at)
+        return score(self._bundle, table)
+
+
+def online_reader(settings: Settings) -> Reader:
+    """The home's online features.
+
+    Raises:
+        EvergreenError: Nothing was materialised yet.
+    """
+    from feature_repo.repo import FeatureRepo
+
+    return FeatureRepo(settings.features).online()
