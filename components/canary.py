@@ -1,38 +1,28 @@
 """Rollout steps: the Kubernetes side written down, and the canary itself."""
 
 from datetime import datetime, timedelta
-from typing import Any
+from pathlib import Path
 
 from kfp import dsl
 
-from components.base import step
+from components.base import step, tell
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
+from serving.rollout import ReplayRequest, RolloutResult
 
-CANARY_REQUESTS = 200  # latest real requests that the canary replays, spread over its steps
+CANARY_REQUESTS = 200  # the latest real requests, of which each step replays some
 CANARY_DAYS = 14
 
 
-def latest_requests(settings: Settings, as_of: datetime) -> list[Any]:
+def latest_requests(settings: Settings, as_of: datetime) -> list[ReplayRequest]:
     """The last requests known at `as_of`, oldest first, as the canary sends them."""
     import polars as pl
-    from serving.rollout import ReplayRequest
 
-    store = EngagementStore(settings.data)
-    snapshot = store.snapshot(as_of)
+    snapshot = EngagementStore(settings.data).snapshot(as_of)
     context = list(snapshot.manifest.context_features)
     rows = pl.DataFrame(snapshot.engagements(as_of - timedelta(days=CANARY_DAYS)))
-    grouped = (
-        rows.group_by("request_id")
-        .agg(
-            pl.col("user_id").first(),
-            pl.col("item_id"),
-            pl.col("event_timestamp").min(),
-            *(pl.col(c).first() for c in context),
-        )
-        .sort("event_timestamp", "request_id")
-        .tail(CANARY_REQUESTS)
-    )
+    first = [pl.col("user_id").first(), pl.col("event_timestamp").min(), *(pl.col(c).first() for c in context)]
+    requests = rows.group_by("request_id").agg(pl.col("item_id"), *first).sort("event_timestamp", "request_id")
     return [
         ReplayRequest(
             request_id=r["request_id"],
@@ -41,31 +31,58 @@ def latest_requests(settings: Settings, as_of: datetime) -> list[Any]:
             context={c: r[c] for c in context if r[c] is not None},
             time=as_of,
         )
-        for r in grouped.to_dicts()
+        for r in requests.tail(CANARY_REQUESTS).to_dicts()
     ]
+
+
+def roll_out(settings: Settings, version: str, as_of: datetime, again: bool) -> RolloutResult:
+    """Roll one version out against the latest real requests; `again` gives one that came back a second chance."""
+    from serving.registry import Registry
+    from serving.rollout import Rollout
+
+    rollout = Rollout(settings, Registry(settings))
+    return rollout.run(
+        version, latest_requests(settings, as_of), progress=lambda text, done, total: tell(text, done, total)
+    )
+
+
+def write_service(settings: Settings, version: str, path: Path) -> None:
+    """Write the InferenceService and its runtime, validated, with this version as a 10 % canary of the champion."""
+    from serving.manifests import render, serving_runtime, to_yaml
+    from serving.registry import Registry
+
+    champion = Registry(settings).aliases().get("champion", version)
+    first = champion == version
+    stable = None if first else (champion, storage(settings, champion))
+    service = render(version, storage(settings, version), None if first else 10, stable)
+    path.write_text(to_yaml(serving_runtime(), service))
+
+
+def storage(settings: Settings, version: str) -> str:
+    """Where a cluster fetches a version: the home's volume, as KServe names it."""
+    return f"pvc://evergreen-home/serving/models/{version}"
 
 
 @step
 def render_service(version: str, manifest: dsl.Output[dsl.Artifact]) -> None:
-    """Write the InferenceService with this version as a 10 % canary, validated."""
+    """Write what Kubernetes would be told: the InferenceService with `spec.canary[]`."""
     from pathlib import Path
 
     from components.base import begin
-    from components.canary import service_yaml
+    from components.canary import write_service
 
-    Path(manifest.path).write_text(service_yaml(begin(), version))
+    write_service(begin(), version, Path(manifest.path))
 
 
 @step
-def run_canary(version: str, as_of: str, record: dsl.Output[dsl.Artifact]) -> str:
+def run_canary(version: str, as_of: str, again: bool, record: dsl.Output[dsl.Artifact]) -> str:
     """Widen the canary step by step, or take it back; returns `champion` or `rolled_back`."""
     from datetime import datetime
     from pathlib import Path
 
     from components.base import begin
-    from components.canary import latest_requests, roll_out
+    from components.canary import roll_out
 
-    settings, at = begin(), datetime.fromisoformat(as_of)
-    result = roll_out(settings, version, latest_requests(settings, at))
+    result = roll_out(begin(), version, datetime.fromisoformat(as_of), again)
     Path(record.path).write_text(result.to_json())
     return result.outcome

@@ -19,7 +19,7 @@ def result_of(settings: Settings, plan: Plan, version: str, went_live: str) -> d
         "version": version,
         "outcome": went_live,
         "gate": json.loads((run / "gate.json").read_text()),
-        "drift": json.loads((run / "drift.json").read_text()),
+        "drift": json.loads((run / "drift" / "drift.json").read_text()),
         "rollout": json.loads(rollout.read_text()) if went_live != "held" else None,
         "train": json.loads((run / "train.json").read_text()),
         "finished_at": settings.clock().isoformat(),
@@ -39,10 +39,11 @@ def conclude(plan: str, version: str, went_live: str) -> None:
 
     from components.base import begin
     from components.conclude import result_of
-    from components.plan import Plan, write_once
+    from components.plan import Plan
+    from engagement.files import write_text
 
     settings, p = begin(), Plan.from_json(plan)
-    write_once(
+    write_text(
         p.directory(settings) / "result.json",
         json.dumps(result_of(settings, p, version, went_live), indent=1),
     )

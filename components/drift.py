@@ -8,38 +8,79 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from kfp import dsl
 
-from components.base import step
+from components.base import step, tell
 from engagement.table import RankingTable, micros
+from evergreen.settings import Settings
 from model.bundle import Bundle
+from model.metrics import hit3, hits
+from model.predict import score
+from monitoring.frame import sample_frame
+from monitoring.verdict import DriftVerdict
 
 SAMPLE_REQUESTS = 1500  # enough rows for a distribution, few enough to score in a second
+REFERENCE = "reference.parquet"
 
 
-def scored_sample(bundle: Bundle, table: RankingTable, table_dir: Path, start: datetime, end: datetime) -> pa.Table:
-    """Raw feature values of a sample of the candidates shown in [start, end), with the model's scores and the labels.
+def scored_sample(
+    bundle: Bundle, table: RankingTable, directory: Path, start: datetime, end: datetime
+) -> tuple[pa.Table, float]:
+    """A sample of what was shown in [start, end): raw feature values, the model's scores, the labels.
 
     Args:
         bundle: The model whose predictions are watched.
-        table: The ranking table that `table_dir` holds.
-        table_dir: Directory with `sample.parquet`, written beside the table.
+        table: The ranking table that `directory` holds, with `sample.parquet` beside it.
+        directory: Its directory.
         start: Start of the window.
         end: End of the window, exclusive.
-    """
-    from model.predict import score
-    from monitoring.frame import sample_frame
 
-    sample = pq.read_table(table_dir / "sample.parquet")
+    Returns:
+        The sample, one row a candidate, and the model's HIT@3 of the primary action on its requests (NaN if none
+        has more than three candidates).
+    """
+    sample = pq.read_table(directory / "sample.parquet")
     rows = sample["row"].to_numpy()
     request = table.request_of_row[rows]
     inside = (table.time[request] >= micros(start)) & (table.time[request] < micros(end))
     chosen = np.unique(request[inside])
     chosen = chosen[:: max(1, -(-len(chosen) // SAMPLE_REQUESTS))]
+    kept = np.flatnonzero(inside & np.isin(request, chosen))
     part = table.select(chosen)
-    keep = np.flatnonzero(inside & np.isin(request, chosen))
-    # Position of each sampled row inside `part`: its request's start there, plus its place in the request.
-    place = rows[keep] - table.offsets[request[keep]] + part.offsets[np.searchsorted(chosen, request[keep])]
+    # A row's index in `part`: the start of its request there, plus its place in the request.
+    place = rows[kept] - table.offsets[request[kept]] + part.offsets[np.searchsorted(chosen, request[kept])]
+    sample = sample.take(kept)
+    sample = sample.set_column(sample.column_names.index("row"), "row", pa.array(place))
     scores = score(bundle, part)
-    return sample_frame(sample.take(keep), scores[place], part.labels[place], table.spec)
+    return sample_frame(sample, part, scores), hit3(hits(part, scores))[table.spec.primary_action]
+
+
+def check_window(
+    settings: Settings,
+    served_by: tuple[str, Path],
+    table_dir: Path,
+    window: tuple[datetime, datetime],
+    out: Path,
+) -> DriftVerdict:
+    """Compare a window with the training window of the model that served it; record the check in the workspace.
+
+    Args:
+        settings: The home.
+        served_by: The model's version and its bundle directory, which holds its reference.
+        table_dir: Directory of a ranking table that covers the window.
+        window: Start and end of the window; the check is dated at its end.
+        out: Directory for the page and the verdict.
+    """
+    from monitoring.drift import check
+    from monitoring.workspace import record
+
+    version, directory = served_by
+    table = RankingTable.load(table_dir)
+    current, quality = scored_sample(Bundle.load(directory), table, table_dir, *window)
+    tell(f"comparing {current.num_rows} rows with the training window of v{version}")
+    reference = pq.read_table(directory / REFERENCE)
+    name = f"HIT@3/{table.spec.primary_action}"
+    verdict = check(reference, current, table.spec, window[1], version, out, quality={name: quality})
+    record(settings.evidently, settings.model_name, out)
+    return verdict
 
 
 @step
@@ -50,15 +91,18 @@ def check_drift(
     verdict: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
-    """Compare the slot's window with the training window of the model that served it."""
+    """Compare the slot's later requests with the training window of the model that served them."""
+    import shutil
     from pathlib import Path
 
     from components.base import begin
-    from components.drift import drift_of_window
+    from components.drift import check_window
     from components.plan import Plan
-    from components.train import champion_bundle
-    from model.bundle import Bundle
+    from components.train import champion_directory
 
     settings, p = begin(), Plan.from_json(plan)
-    served_by = champion_bundle(settings, p.champion) or Bundle.load(Path(bundle.path))
-    drift_of_window(settings, p, served_by, Path(table.path), Path(verdict.path), Path(page.path))
+    directory = champion_directory(settings, p.champion) or Path(bundle.path)
+    out = p.directory(settings) / "drift"
+    check_window(settings, (p.champion or "1", directory), Path(table.path), (p.train_end, p.as_of), out)
+    shutil.copyfile(out / "drift.json", verdict.path)
+    shutil.copyfile(out / "drift.html", page.path)

@@ -30,8 +30,9 @@ def judge_challenger(
 
     from components.base import begin, tell
     from components.judge import judge_bundles
-    from components.plan import Plan, write_once
+    from components.plan import Plan
     from components.train import champion_bundle, split
+    from engagement.files import write_text
     from engagement.table import RankingTable
     from model.bundle import Bundle
 
@@ -39,8 +40,12 @@ def judge_challenger(
     _, later = split(p, RankingTable.load(Path(table.path)))
     tell(f"judging on {later.requests} requests")
     verdict = judge_bundles(p, later, Bundle.load(Path(bundle.path)), champion_bundle(settings, p.champion))
-    text = json.dumps(verdict.to_json(), indent=1)
-    Path(evidence.path).write_text(text)
-    Path(report.path).write_text(verdict.to_markdown())
-    write_once(p.directory(settings) / "gate.json", text)
+    run, text = p.directory(settings), json.dumps(verdict.to_json(), indent=1)
+    for path, content in (
+        (run / "gate.json", text),
+        (run / "gate.md", verdict.to_markdown()),
+        (Path(evidence.path), text),
+        (Path(report.path), verdict.to_markdown()),
+    ):
+        write_text(path, content)
     return verdict.verdict

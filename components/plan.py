@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from components.base import step
 from engagement.errors import EvergreenError
+from engagement.files import write_text
 from engagement.slots import previous_slots
 from engagement.snapshot import Snapshot
 from engagement.store import EngagementStore
@@ -169,16 +169,8 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
             f"there is no history before {plan.train_end:%Y-%m-%d %H:%M} to train on",
             "Choose a later --as-of",
         )
-    write_once(path, plan.to_json())
+    write_text(path, plan.to_json())
     return plan
-
-
-def write_once(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 @step

@@ -1,8 +1,68 @@
 """Step 6: the challenger in MLflow, with its evidence and its lineage."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 from kfp import dsl
 
 from components.base import step
+from components.plan import Plan
+from evergreen.settings import Settings
+
+
+def numbers_of(gate: dict[str, Any], drift: dict[str, Any], train: dict[str, Any]) -> dict[str, float]:
+    """What MLflow shows as metrics of the run."""
+    hit3 = {
+        f"{who}_hit3_{action}": value
+        for who, measured in gate["metrics"].items()
+        if measured
+        for action, value in measured["hit3"].items()
+    }
+    trained = {f"train_{k}": float(train[k]) for k in ("rows", "requests", "loss", "train_seconds")}
+    return {**hit3, **trained, "evidence_requests": float(gate["requests"]), "drift_share": drift["share"]}
+
+
+def register(settings: Settings, plan: Plan, bundle: Path, files: list[Path]) -> str:
+    """Register the challenger once, whatever the verdict; returns its version.
+
+    Args:
+        settings: The home.
+        plan: The run.
+        bundle: Directory of the challenger.
+        files: The gate's evidence and report, the drift verdict and page; kept with the MLflow run.
+    """
+    from model.bundle import Bundle
+    from serving.registry import DatasetRef, Registry
+
+    run = plan.directory(settings)
+    gate, drift, train = (json.loads((run / f).read_text()) for f in ("gate.json", "drift/drift.json", "train.json"))
+    card = Bundle.load(bundle)
+    lineage = {
+        "as_of": plan.as_of.isoformat(),
+        "train_start": plan.train_start.isoformat(),
+        "train_end": plan.train_end.isoformat(),
+        "snapshot": plan.snapshot,
+        "data_digest": card.data,
+        "code_version": plan.code,
+        "parent_version": plan.champion,
+        "strategy": card.strategy,
+        "recipe": plan.recipe,
+        "seed": str(plan.seed),
+        "asked_by": plan.reason,
+        "gate": gate["verdict"],
+        "gate_reason": gate["reason"],
+        "drifted": str(drift["drifted"]).lower(),
+    }
+    return Registry(settings).register(
+        bundle,
+        plan.run_key,
+        params={**json.loads(plan.to_json()), **card.recipe.to_json()},
+        metrics=numbers_of(gate, drift, train),
+        tags=lineage,
+        datasets=[DatasetRef("engagement", plan.snapshot[:36], str(settings.data))],
+        artifacts=files,
+    )
 
 
 @step
@@ -13,12 +73,13 @@ def register_model(
     report: dsl.Input[dsl.Markdown],
     drift: dsl.Input[dsl.Artifact],
 ) -> str:
-    """Register the challenger once, whatever the verdict; returns its version."""
+    """Register the challenger; returns its version."""
+    from pathlib import Path
+
     from components.base import begin
-    from components.plan import Plan, write_once
+    from components.plan import Plan
     from components.register import register
 
     settings, p = begin(), Plan.from_json(plan)
-    version = register(settings, p, bundle.path, [evidence.path, report.path, drift.path])
-    write_once(p.directory(settings) / "version.txt", version)
-    return version
+    run = p.directory(settings)
+    return register(settings, p, Path(bundle.path), [run / "gate.json", run / "gate.md", run / "drift" / "drift.html"])

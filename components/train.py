@@ -48,33 +48,42 @@ def train_challenger(plan: Plan, train_table: RankingTable, champion: Bundle | N
     )
 
 
-def champion_bundle(settings: Settings, version: str) -> Bundle | None:
-    """The champion that a plan names, verified; None for the first run."""
+def champion_directory(settings: Settings, version: str) -> Path | None:
+    """The unpacked bundle of the champion that a plan names; None for the first run."""
     from serving.registry import Registry
 
-    return Bundle.load(Registry(settings).fetch(version)) if version else None
+    return Registry(settings).fetch(version) if version else None
+
+
+def champion_bundle(settings: Settings, version: str) -> Bundle | None:
+    """The champion that a plan names, verified; None for the first run."""
+    directory = champion_directory(settings, version)
+    return Bundle.load(directory) if directory else None
 
 
 @step
 def train_ranker(plan: str, table: dsl.Input[dsl.Dataset], bundle: dsl.Output[dsl.Model]) -> None:
-    """Train the challenger and write it with its reference sample as one bundle."""
+    """Train the challenger and write it, with a sample of its training window, as one bundle."""
+    import json
     from pathlib import Path
 
     import pyarrow.parquet as pq
 
     from components.base import begin
-    from components.drift import scored_sample
+    from components.drift import REFERENCE, scored_sample
     from components.plan import Plan
     from components.train import champion_bundle, split, train_challenger
+    from engagement.files import write_text
     from engagement.table import RankingTable
 
     settings, p = begin(), Plan.from_json(plan)
+    run, out = p.directory(settings), Path(bundle.path)
     whole = RankingTable.load(Path(table.path))
     train_table, _ = split(p, whole)
-    trained = train_challenger(
-        p, train_table, champion_bundle(settings, p.champion), p.directory(settings) / "checkpoints"
-    )
-    trained.save(Path(bundle.path))
-    reference = scored_sample(trained, whole, Path(table.path), p.train_start, p.train_end)
-    pq.write_table(reference, Path(bundle.path) / "reference.parquet")
-    bundle.metadata.update(run_key=p.run_key, train_rows=train_table.rows)
+    trained = train_challenger(p, train_table, champion_bundle(settings, p.champion), run / "checkpoints")
+    trained.save(out)
+    sample, _ = scored_sample(trained, whole, Path(table.path), p.train_start, p.train_end)
+    pq.write_table(sample, out / REFERENCE)
+    told = {"rows": train_table.rows, "requests": train_table.requests, "digest": trained.digest, **trained.metrics}
+    write_text(run / "train.json", json.dumps(told, indent=1))
+    bundle.metadata.update(run_key=p.run_key, digest=trained.digest)

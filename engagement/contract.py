@@ -1,8 +1,8 @@
 """The contract: what a dataset of engagement looks like, version 1.
 
-A dataset is a directory with `manifest.json`, `engagements/*.parquet`, `items/*.parquet` and, when anything is known
-about users, `users/*.parquet`. This module says which columns those hold and of which types; `validate` applies it to
-rows, `importers.contract_dir` to directories.
+A dataset is a directory with `manifest.json`, `engagements/*.parquet`, `items/*.parquet` and, when anything
+is known about users, `users/*.parquet`. This module says which columns those hold and of which types;
+`validate` applies it to rows, `importers.contract_dir` to directories.
 """
 
 import json
@@ -37,8 +37,8 @@ class Manifest:
         actions: Names of the action columns, at least `primary_action`.
         primary_action: The action that HIT@3 is about.
         negative_actions: Actions that a good ranking avoids.
-        exposure: `impressions` when everything shown was logged, `positives` when only what people acted on was;
-            then each request is completed with sampled candidates.
+        exposure: `impressions` when everything shown was logged, `positives` when only what people acted on
+            was; then each request is completed with sampled candidates.
         user_features: Feature columns of `users/`.
         item_features: Feature columns of `items/`, besides the optional `embedding`.
         context_features: String columns of `engagements/` that hold for a whole request.
@@ -76,12 +76,11 @@ class Manifest:
         """
         problems = _problems(data)
         if problems:
-            raise EvergreenError(
-                f"{where} breaks the contract: {'; '.join(problems)}", "Correct the manifest"
-            )
+            raise EvergreenError(f"{where} breaks the contract: {'; '.join(problems)}", "Correct the manifest")
         assert isinstance(data, dict)
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+        return cls(**values)
 
     @classmethod
     def load(cls, directory: Path) -> "Manifest":
@@ -120,8 +119,8 @@ class Remarks:
     """What an importer has to say about its conversion; complete once the engagements were read.
 
     Attributes:
-        rejected: Rows that it could not use, such as exact duplicates in a format whose rows it merges, as tables in
-            the columns of `REJECTED`. They count as read and as bad, and go to quarantine.
+        rejected: Rows that it could not use, such as exact duplicates in a format whose rows it merges, as
+            tables in the columns of `REJECTED`. They count as read and as bad, and go to quarantine.
         merged: Rows that became part of another row.
         notes: One line each, for the report.
     """
@@ -137,8 +136,8 @@ class Dataset:
 
     Attributes:
         manifest: What the data is.
-        engagements: Batches of rows in the contract's columns, in a stable order; read once, never all at once.
-            Schema metadata `file` names the file that a batch comes from.
+        engagements: Batches of rows in the contract's columns, in a stable order; read once, never all at
+            once. Schema metadata `file` names the file that a batch comes from.
         items: All items.
         users: All users; may be empty.
         remarks: Filled by the importer while the engagements are read.
@@ -182,9 +181,7 @@ def item_schema(manifest: Manifest, found: pa.Schema) -> pa.Schema:
 def user_schema(manifest: Manifest, found: pa.Schema) -> pa.Schema:
     """Columns of a stored user; features as in `item_schema`."""
     columns = [("user_id", pa.string()), ("event_timestamp", TIMESTAMP)]
-    return pa.schema(
-        columns + [(name, feature_type("users", name, found)) for name in manifest.user_features]
-    )
+    return pa.schema(columns + [(name, feature_type("users", name, found)) for name in manifest.user_features])
 
 
 def feature_type(room: str, name: str, found: pa.Schema) -> pa.DataType:
@@ -247,9 +244,7 @@ def _problems(data: object) -> list[str]:
     if data.get("primary_action") not in actions:
         problems.append(f"primary_action {data.get('primary_action')!r} is not among the actions {actions}")
     problems += [
-        f"negative action '{n}' is not among the actions"
-        for n in lists["negative_actions"]
-        if n not in actions
+        f"negative action '{n}' is not among the actions" for n in lists["negative_actions"] if n not in actions
     ]
     if data.get("primary_action") in lists["negative_actions"]:
         problems.append(f"primary_action {data['primary_action']!r} cannot be negative")
@@ -268,9 +263,7 @@ def _name_problems(room: str, names: list[str], fixed: tuple[str, ...]) -> list[
     problems, seen = [], {f.lower() for f in fixed}
     for name in names:
         if not _NAME.fullmatch(name):
-            problems.append(
-                f"'{name}' cannot name a column (a letter, then letters, digits or _, at most 63)"
-            )
+            problems.append(f"'{name}' cannot name a column (a letter, then letters, digits or _, at most 63)")
         elif name.lower() in {f.lower() for f in fixed}:
             problems.append(f"'{name}' is a fixed column of {room}")
         elif name.lower() in seen:

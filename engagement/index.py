@@ -1,7 +1,8 @@
 """The store's table of contents: which part files make up the log.
 
-A part is never changed, and it belongs to the store only once `index.json` names it. Replacing that one file is
-therefore the commit of a whole import: a killed import leaves parts that nobody reads and the next import removes.
+A part is never changed, and it belongs to the store only once `index.json` names it. Replacing that one file
+is therefore the commit of a whole import: a killed import leaves parts that nobody reads and the next import
+removes.
 """
 
 import json
@@ -71,9 +72,7 @@ def load_index(root: Path) -> tuple[Part, ...]:
 def save_index(root: Path, parts: tuple[Part, ...]) -> None:
     """Commit: from here on the store consists of `parts`."""
     ordered = sorted(parts, key=lambda p: p.path)
-    write_text(
-        root / INDEX, json.dumps({"version": 1, "parts": [p.to_json() for p in ordered]}, indent=0) + "\n"
-    )
+    write_text(root / INDEX, json.dumps({"version": 1, "parts": [p.to_json() for p in ordered]}, indent=0) + "\n")
 
 
 def to_us(instant: datetime) -> int:

@@ -9,10 +9,8 @@ The share of bad rows is judged between `settle` and `write`, before anything re
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,65 +19,16 @@ import pyarrow as pa
 from engagement import profiles
 from engagement.contract import Dataset, engagement_schema
 from engagement.errors import EvergreenError
-from engagement.files import read_part, write_part
-from engagement.index import Part, from_us, load_index, save_index
+from engagement.files import read_part
+from engagement.index import Room, from_us, load_index, save_index
+from engagement.parts import sweep, write_days, write_profiles
 from engagement.profiles import Profiles
 from engagement.quarantine import Quarantine
+from engagement.reading import frame
+from engagement.report import ImportReport
 from engagement.settle import STORED, settle
-from engagement.snapshot import ORDER
-from engagement.spill import DAY_US, RequestSpill, TimeSpill, request_hash
-from engagement.validate import BAD, check_engagements, to_stored
-
-PART_ROWS = 1_000_000  # a day with more is written as several parts, each a span of the day
-ROOMS = ("engagements", "items", "users")
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What an import did; `read` = `imported` + `already_present` + `merged` + the sum of `quarantined`.
-
-    Attributes:
-        read: Engagement rows delivered.
-        imported: Rows that the store did not hold before, sampled ones not counted.
-        already_present: Rows that it held.
-        merged: Rows that the importer made part of another row.
-        quarantined: Engagement rows by the reason for which they could not be used.
-        quarantined_items: The same for items.
-        quarantined_users: The same for users.
-        requests: Distinct requests among the usable rows, new or present.
-        users: Distinct users among them.
-        items: Items delivered and usable, new or present.
-        sampled: Candidates drawn by this import.
-        first: Earliest `event_timestamp` of the usable rows; None without any.
-        last: Latest.
-        quarantine: The file with the quarantined rows.
-        notes: The importer's remarks.
-    """
-
-    read: int
-    imported: int
-    already_present: int
-    merged: int
-    quarantined: dict[str, int]
-    quarantined_items: dict[str, int]
-    quarantined_users: dict[str, int]
-    requests: int
-    users: int
-    items: int
-    sampled: int
-    first: datetime | None
-    last: datetime | None
-    quarantine: Path | None = None
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON form."""
-        plain = {"first": self.first and self.first.isoformat(), "last": self.last and self.last.isoformat()}
-        return (
-            asdict(self)
-            | plain
-            | {"quarantine": self.quarantine and str(self.quarantine), "notes": list(self.notes)}
-        )
+from engagement.spill import RequestSpill, TimeSpill, request_hash
+from engagement.validate import BAD, check_engagements
 
 
 @dataclass
@@ -114,6 +63,8 @@ class Import:
         self._parts = load_index(root)
         self._work = root / ".tmp"
         self._tally = _Tally()
+        self._files: list[str] = []  # of the batches, by number
+        self._quarantine = Quarantine(self._work / "quarantine.parquet")
 
     def run(self) -> ImportReport:
         """Do it all; see the module's text for the stages.
@@ -121,10 +72,10 @@ class Import:
         Raises:
             EvergreenError: As `EngagementStore.append`.
         """
-        _sweep(self._root, self._work, self._parts)
+        shutil.rmtree(self._work, ignore_errors=True)
+        sweep(self._root, self._parts)
         self._work.mkdir()
         try:
-            self._quarantine = Quarantine(self._work / "quarantine.parquet")
             items, users = (
                 self._profiles("items", self._dataset.items),
                 self._profiles("users", self._dataset.users),
@@ -135,15 +86,17 @@ class Import:
                 )
             settled = self._settle(self._read(items.known), items.known)
             kept = self._quarantine.close(self._root / "quarantine")
-            self._quarantine.judge(
-                {"engagements": self._tally.read, "items": items.read, "users": users.read}, kept
-            )
-            self._write(settled, items, users)
+            self._quarantine.judge({"engagements": self._tally.read, "items": items.read, "users": users.read}, kept)
+            added = [*write_profiles(self._root, "items", items), *write_profiles(self._root, "users", users)]
+            added += write_days(self._root, settled, self._schema, self._progress)
+            if not self._parts:
+                self._manifest.save(self._root)
+            save_index(self._root, (*self._parts, *added))
             return self._report(items, kept)
         finally:
             shutil.rmtree(self._work, ignore_errors=True)
 
-    def _profiles(self, room: Any, table: pa.Table) -> Profiles:
+    def _profiles(self, room: Room, table: pa.Table) -> Profiles:
         held = [p for p in self._parts if p.room == room]
         merged = profiles.merge(self._root, held, room, table, self._manifest, self._now)
         self._quarantine.add(merged.bad)
@@ -151,7 +104,7 @@ class Import:
 
     def _read(self, items: pl.DataFrame) -> RequestSpill:
         """Validate every batch; good rows, and the stored rows of the same requests, split by request."""
-        spill, seen, self._files = RequestSpill(self._work / "requests"), [], []
+        spill, seen = RequestSpill(self._work / "requests"), []
         known = items.select("item_id")
         for table in self._dataset.engagements:
             checked = check_engagements(table, self._manifest, known, self._now, self._tally.read)
@@ -159,61 +112,46 @@ class Import:
             self._tally.read += table.num_rows
             if checked.good.height:
                 self._files.append(checked.good["_file"][0])
-                spill.add(
-                    checked.good.with_columns(_file=pl.lit(len(self._files) - 1, pl.Int32)).select(
-                        self._columns
-                    )
-                )
-                seen.append(np.unique(request_hash(checked.good["request_id"]).to_numpy()))
+                number = pl.lit(len(self._files) - 1, pl.Int32)
+                spill.add(checked.good.with_columns(_file=number).select(self._columns))
+                seen.append(request_hash(checked.good["request_id"]).unique().to_numpy())
             self._progress("read", self._tally.read)
-        for table in self._dataset.remarks.rejected:
-            rejected = pl.from_arrow(table)
-            assert isinstance(rejected, pl.DataFrame)
+        remarks = self._dataset.remarks
+        for table in remarks.rejected:
+            rejected = frame(table).with_columns(table=pl.lit("engagements"), row_number=None)
+            self._quarantine.add(rejected.select(BAD.names()).cast(BAD))
             self._tally.read += rejected.height
-            self._quarantine.add(
-                rejected.select(pl.lit("engagements").alias("table"), pl.all(), row_number=None)
-                .select(list(BAD))
-                .cast(BAD)
-            )  # type: ignore[arg-type]
-        self._tally.read += self._dataset.remarks.merged
+        self._tally.read += remarks.merged
         if not self._tally.read:
-            raise EvergreenError(
-                "the dataset holds no engagement rows", "Deliver engagements/*.parquet with at least one row"
-            )
-        self._pull_stored(spill, seen)
+            raise EvergreenError("the dataset holds no engagement rows", "Deliver at least one")
+        self._pull_stored(spill, np.unique(np.concatenate(seen)) if seen else np.zeros(0, np.uint64))
         return spill
 
     @property
     def _columns(self) -> list[str]:
         return [*self._schema.names, "_row", "_file"]
 
-    def _pull_stored(self, spill: RequestSpill, seen: list[np.ndarray]) -> None:
+    def _pull_stored(self, spill: RequestSpill, touched: np.ndarray) -> None:
         """Add the stored rows of all requests that the delivery touches, wherever in time they lie."""
-        touched = np.unique(np.concatenate(seen)) if seen else np.zeros(0, np.uint64)
+        marks = {"_row": pl.lit(STORED, pl.Int64), "_file": pl.lit(-1, pl.Int32)}
         for part in self._parts:
             if part.room != "engagements" or not len(touched):
                 continue
-            ids = pl.from_arrow(read_part(self._root / part.path, ["request_id"]))["request_id"]  # type: ignore[index]
-            hashes = request_hash(ids).to_numpy()
+            path = self._root / part.path
+            hashes = request_hash(frame(read_part(path, ["request_id"]))["request_id"]).to_numpy()
             hit = touched[np.searchsorted(touched[:-1], hashes)] == hashes
             if hit.any():
-                rows = pl.from_arrow(read_part(self._root / part.path))
-                assert isinstance(rows, pl.DataFrame)
-                marked = rows.filter(pl.Series(hit)).with_columns(
-                    _row=pl.lit(STORED, pl.Int64), _file=pl.lit(-1, pl.Int32)
-                )
-                spill.add(marked.select(self._columns))
+                rows = frame(read_part(path)).filter(pl.Series(hit))
+                spill.add(rows.with_columns(**marks).select(self._columns))
 
     def _settle(self, spill: RequestSpill, items: pl.DataFrame) -> TimeSpill:
         by_time, tally = TimeSpill(self._work / "times"), self._tally
-        names = {number: name for number, name in enumerate(self._files)}
+        names = dict(enumerate(self._files))
+        candidates = items if self._manifest.exposure == "positives" else None
         for group in spill.groups():
-            done = settle(
-                group, self._schema.names, items if self._manifest.exposure == "positives" else None
-            )
-            self._quarantine.add(
-                done.bad.with_columns(pl.col("file").cast(pl.Int32).replace_strict(names, default=""))
-            )
+            done = settle(group, self._schema.names, candidates)
+            file = pl.col("file").cast(pl.Int32).replace_strict(names, default="")
+            self._quarantine.add(done.bad.with_columns(file))
             drawn = int(done.new["sampled"].sum())
             tally.imported += done.new.height - drawn
             tally.sampled += drawn
@@ -224,43 +162,6 @@ class Import:
             by_time.add(done.new)
             self._progress("settle", tally.imported + tally.present)
         return by_time
-
-    def _write(self, settled: TimeSpill, items: Profiles, users: Profiles) -> None:
-        """Write all parts, then commit them by replacing the index."""
-        parts, written = list(self._parts), 0
-        for room, merged in (("items", items), ("users", users)):
-            if merged.new.height:
-                time = merged.new[merged.schema.names[1]]
-                parts.append(
-                    _part(
-                        self._root, self._root / room, room, to_stored(merged.new, merged.schema), time, time
-                    )
-                )
-        for day, rows in settled.days().items():
-            edges = np.linspace(day * DAY_US, (day + 1) * DAY_US, -(-rows // PART_ROWS) + 1).astype(np.int64)
-            directory = self._root / "engagements" / f"day={np.datetime64(day, 'D')}"
-            for start, end in zip(edges[:-1], edges[1:], strict=True):
-                frame = settled.between(int(start), int(end))
-                if frame.height:
-                    frame = frame.sort(ORDER)
-                    table = to_stored(frame, self._schema)
-                    event, known = frame["event_timestamp"], frame["created_timestamp"]
-                    parts.append(
-                        _part(
-                            self._root,
-                            directory,
-                            "engagements",
-                            table,
-                            event,
-                            known,
-                            int(frame["sampled"].sum()),
-                        )
-                    )
-                    written += frame.height
-                    self._progress("write", written)
-        if not (self._root / "manifest.json").exists() or not self._parts:
-            self._manifest.save(self._root)
-        save_index(self._root, tuple(parts))
 
     def _report(self, items: Profiles, kept: Path | None) -> ImportReport:
         tally, spans = self._tally, self._tally.spans
@@ -281,30 +182,3 @@ class Import:
             quarantine=kept,
             notes=tuple(self._dataset.remarks.notes),
         )
-
-
-def _part(
-    root: Path,
-    directory: Path,
-    room: Any,
-    table: pa.Table,
-    time: pl.Series,
-    known: pl.Series,
-    sampled: int = 0,
-) -> Part:
-    path, digest, size = write_part(directory, table)
-    first, last = (int(v) for v in (time.dt.timestamp("us").min(), time.dt.timestamp("us").max()))  # type: ignore[arg-type]
-    known_from = int(known.dt.timestamp("us").min())  # type: ignore[arg-type]
-    relative = path.relative_to(root).as_posix()
-    return Part(room, relative, digest, size, table.num_rows, first, last, known_from, sampled)
-
-
-def _sweep(root: Path, work: Path, parts: tuple[Part, ...]) -> None:
-    """Remove what a killed import left: temporary files, and parts that the index does not name."""
-    shutil.rmtree(work, ignore_errors=True)
-    named = {p.path for p in parts}
-    for room in ROOMS:
-        for path in (root / room).rglob("*"):
-            leftover = path.name.endswith(".tmp") or path.name.startswith("part-")
-            if path.is_file() and leftover and path.relative_to(root).as_posix() not in named:
-                path.unlink()

@@ -10,6 +10,7 @@ from engagement.contract import Manifest, item_schema, user_schema
 from engagement.errors import EvergreenError
 from engagement.files import read_part
 from engagement.index import Part, Room
+from engagement.reading import as_json, frame
 from engagement.validate import as_bad, check_profiles
 
 
@@ -34,13 +35,11 @@ class Profiles:
     usable: int
 
 
-def merge(
-    root: Path, parts: list[Part], room: Room, table: pa.Table, manifest: Manifest, now_us: int
-) -> Profiles:
+def merge(root: Path, parts: list[Part], room: Room, table: pa.Table, manifest: Manifest, now_us: int) -> Profiles:
     """Validate delivered profiles and keep those that the store does not hold.
 
-    A profile is never replaced: a run that has read it must be repeatable. An item is identified by its id, a user
-    row by id and timestamp; a changed user is a row with a later timestamp.
+    A profile is never replaced: a run that has read it must be repeatable. An item is identified by its id, a
+    user row by id and timestamp; a changed user is a row with a later timestamp.
 
     Args:
         root: The store's directory.
@@ -63,19 +62,11 @@ def merge(
     key, time = schema.names[:2]
     keys = [key] if room == "items" else [key, time]
     checked = check_profiles(table, schema, room, now_us)
-    stored = (
-        pl.from_arrow(pa.concat_tables(held, promote_options="default"))
-        if held
-        else checked.good.select(schema.names).clear()
-    )
-    assert isinstance(stored, pl.DataFrame)
+    stored = frame(pa.concat_tables(held, promote_options="default")) if held else checked.good.clear()
     content = [n for n in schema.names if n in stored.columns]
-    before = stored.select(
-        *keys, _before=pl.struct(content).struct.json_encode() if stored.height else pl.lit("", pl.String)
-    )
+    before = stored.select(*keys, _before=as_json(stored, content))
     beside = checked.good.join(before, on=keys, how="left", maintain_order="left")
-    now = pl.struct(content).struct.json_encode() if beside.height else pl.lit("", pl.String)
-    changed = beside.filter(pl.col("_before").is_not_null() & (pl.col("_before") != now))
+    changed = beside.filter(pl.col("_before").is_not_null() & (pl.col("_before") != as_json(beside, content)))
     new = beside.filter(pl.col("_before").is_null()).select(schema.names).sort(time, key)
     bad = pl.concat([checked.bad, as_bad(room, changed.with_columns(reason=pl.lit("changed")), schema.names)])
     return Profiles(

@@ -62,6 +62,6 @@ class Quarantine:
             if bad > MAX_BAD_SHARE * rows:
                 by_reason = ", ".join(f"{reason} {n:,}" for reason, n in counts.items())
                 raise EvergreenError(
-                    f"{bad:,} of {rows:,} rows of {table} are bad ({by_reason}), more than {MAX_BAD_SHARE:.0%}; nothing was imported",
-                    f"Look at them in {kept}, correct the data and import again",
+                    f"{bad:,} of {rows:,} rows of {table} are bad ({by_reason}), more than {MAX_BAD_SHARE:.0%}",
+                    f"Nothing was imported: look at them in {kept}, correct the data and import again",
                 )

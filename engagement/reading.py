@@ -8,11 +8,25 @@ _TRUTH = {"0": False, "1": True, "false": False, "true": True, "f": False, "t": 
 _NAIVE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f")
 
 
+def frame(table: pa.Table) -> pl.DataFrame:
+    """An arrow table as polars."""
+    made = pl.from_arrow(table)
+    assert isinstance(made, pl.DataFrame)
+    return made
+
+
+def as_json(rows: pl.DataFrame, columns: list[str]) -> pl.Series:
+    """Each row's columns as JSON text, whatever their types: for people to read, and to compare rows with lists."""
+    if not rows.height:  # polars cannot encode nothing
+        return pl.Series([], dtype=pl.String)
+    return rows.select(pl.struct(columns).struct.json_encode()).to_series()
+
+
 def delivered(name: str, column: pa.ChunkedArray) -> pl.Series:
     """An arrow column as polars; NaN becomes null, because that is how pandas writes null.
 
-    A column of a type that no contract column can be read from, as a struct or a map, becomes lists that hold the
-    type's name: it has no reading either, and the quarantine shows why.
+    A column of a type that no contract column can be read from, as a struct or a map, becomes lists that hold
+    the type's name: it has no reading either, and the quarantine shows why.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
@@ -88,21 +102,15 @@ def _instant(values: pl.Series) -> pl.Series:
     """Instants in UTC; text in ISO 8601; without a zone taken as UTC. Bare numbers have no unit, so no reading."""
     kind = values.dtype
     if isinstance(kind, pl.Datetime):
-        zoned = (
-            values.dt.replace_time_zone("UTC")
-            if kind.time_zone is None
-            else values.dt.convert_time_zone("UTC")
-        )
+        zoned = values.dt.replace_time_zone("UTC") if kind.time_zone is None else values.dt.convert_time_zone("UTC")
         return zoned.dt.cast_time_unit("us")
     if kind == pl.Date:
         return values.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     if kind == pl.String:
         text = pl.col(values.name).str
         naive = [text.to_datetime(f, time_unit="us", strict=False) for f in _NAIVE_FORMATS]
-        zoned = [
-            text.to_datetime(f"{f}%#z", time_unit="us", time_zone="UTC", strict=False) for f in _NAIVE_FORMATS
-        ]
+        instants = [text.to_datetime(f"{f}%#z", time_unit="us", time_zone="UTC", strict=False) for f in _NAIVE_FORMATS]
         days = text.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("us"))
-        read = pl.coalesce(*zoned, *(n.dt.replace_time_zone("UTC") for n in [*naive, days]))
+        read = pl.coalesce(*instants, *(n.dt.replace_time_zone("UTC") for n in [*naive, days]))
         return values.to_frame().select(read).to_series().cast(UTC_US)
     return _nothing(values, UTC_US)

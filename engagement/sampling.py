@@ -1,9 +1,9 @@
 """Candidates for requests of which only the positives were logged.
 
-Each request draws from its own stream of numbers, `splitmix64(hash(request_id) + k * GOLDEN)` for k = 0, 1, 2, ...
-(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). A counter-based stream needs
-no state, so neither the order of requests nor their batching changes what a request gets, and many requests are
-drawn as one array.
+Each request draws from its own stream of numbers, `splitmix64(hash(request_id) + k * GOLDEN)` for k = 0, 1,
+2, ... (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). A counter-based
+stream needs no state, so neither the order of requests nor their batching changes what a request gets, and
+many requests are drawn as one array.
 """
 
 import numpy as np
@@ -13,17 +13,15 @@ import xxhash
 CANDIDATES = 20
 """Rows that a completed request has in total; one with as many positives or more gets no sampled row."""
 
-_FEW_ALIVE = (
-    4 * CANDIDATES
-)  # up to here all items are put in order; beyond, drawing again after a repeat is cheaper
+_FEW_ALIVE = 4 * CANDIDATES  # up to here all items are put in order; beyond, drawing again after a repeat is cheaper
 _AT_ONCE = 50_000  # requests; bounds the memory of one array of draws
 
 
 def complete(rows: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """The sampled rows that bring each request to `CANDIDATES` rows.
 
-    They carry the time of the request (its earliest row), become known with its earliest known row, copy its context
-    and hold no action.
+    They carry the time of the request (its earliest row), become known with its earliest known row, copy its
+    context and hold no action.
 
     Args:
         rows: All rows of the requests, in the stored columns.
@@ -46,9 +44,7 @@ def complete(rows: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     wanted = np.maximum(CANDIDATES - requests["_size"].to_numpy().astype(np.int64), 0)
     drawn = draw(seeds, wanted, alive, taken.select(pl.col("_request", "_item").cast(pl.Int64)))
     booleans = [n for n, kind in rows.schema.items() if kind == pl.Boolean and n != "sampled"]
-    whole = (
-        requests.drop("item_id").with_columns(pl.col("_request").cast(pl.Int64)).join(drawn, on="_request")
-    )
+    whole = requests.drop("item_id").with_columns(pl.col("_request").cast(pl.Int64)).join(drawn, on="_request")
     whole = whole.join(place.with_columns(pl.col("_item").cast(pl.Int64)), on="_item")
     blank = whole.with_columns(pl.lit(False).alias(n) for n in booleans)
     return blank.with_columns(sampled=pl.lit(True), position=pl.lit(None, pl.Int16)).select(rows.columns)
@@ -79,9 +75,7 @@ def draw(seeds: np.ndarray, wanted: np.ndarray, alive: np.ndarray, taken: pl.Dat
             counts = np.bincount(found["_request"].to_numpy() - start, minlength=_AT_ONCE)[rest - start]
             # A longer look at the same stream begins with the same items, so only the unfinished look again.
             drawn.append(
-                found.join(
-                    pl.DataFrame({"_request": rest[counts == wanted[rest]]}), on="_request", how="semi"
-                )
+                found.join(pl.DataFrame({"_request": rest[counts == wanted[rest]]}), on="_request", how="semi")
             )
             rest, width = rest[counts < wanted[rest]], 4 * width
     return pl.concat(drawn)
@@ -90,17 +84,11 @@ def draw(seeds: np.ndarray, wanted: np.ndarray, alive: np.ndarray, taken: pl.Dat
 def _first(requests: np.ndarray, items: np.ndarray, wanted: np.ndarray, taken: pl.DataFrame) -> pl.DataFrame:
     """The first `wanted` distinct free items of each row of `items` (R, K), where -1 is no item."""
     table = pl.DataFrame({"_request": np.repeat(requests, items.shape[1]), "_item": items.ravel()})
-    free = table.filter(pl.col("_item") >= 0).join(
-        taken, on=["_request", "_item"], how="anti", maintain_order="left"
-    )
+    free = table.filter(pl.col("_item") >= 0).join(taken, on=["_request", "_item"], how="anti", maintain_order="left")
     free = free.unique(maintain_order=True, keep="first")
     rank = pl.int_range(pl.len()).over("_request")
     limits = pl.DataFrame({"_request": requests, "_wanted": wanted[requests]})
-    return (
-        free.with_columns(_rank=rank)
-        .join(limits, on="_request")
-        .filter(pl.col("_rank") < pl.col("_wanted"))[:, :2]
-    )
+    return free.with_columns(_rank=rank).join(limits, on="_request").filter(pl.col("_rank") < pl.col("_wanted"))[:, :2]
 
 
 def _stream(seeds: np.ndarray, alive: np.ndarray, width: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from engagement.validate import as_bad
 
 STORED = -1  # `_row` of rows that the store already holds; deliveries count from 0
 KEY = ["request_id", "item_id"]
+_GIVEN = pl.col("_row") != STORED
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Settled:
 
     Attributes:
         new: Rows to be stored, sampled candidates included, in the stored columns.
-        bad: Rows for the quarantine.
+        bad: Rows for the quarantine, in the order of delivery.
         present: Delivered rows that the store already holds.
         requests: Distinct requests with a usable row in the delivery.
         users: (U,) UInt64 hashes of the distinct users among them.
@@ -36,54 +37,64 @@ def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) 
     """Decide about every row of a group of whole requests.
 
     Args:
-        group: Stored columns with `_row` and `_file`: the delivered rows, and those that the store already holds
-            of the same requests (`_row` = `STORED`).
+        group: Stored columns with `_row` and `_file`: the delivered rows, and those that the store already
+            holds of the same requests (`_row` = `STORED`).
         columns: The stored columns.
         items: All items in order of creation, to complete new requests from; None where exposure is logged.
     """
-    group = group.sort("_row")
-    stored = group.filter((pl.col("_row") == STORED) & ~pl.col("sampled")).select(columns)
-    given = group.filter(pl.col("_row") != STORED)
-    again = ~pl.struct(columns).is_first_distinct()
-    given = given.with_columns(reason=pl.when(again).then(pl.lit("duplicate")))
-    same = given.select(*columns).join(
-        stored.with_columns(_same=pl.lit(True)),
-        on=columns,
-        how="left",
-        nulls_equal=True,
-        maintain_order="left",
-    )
-    given = given.with_columns(_present=same["_same"].fill_null(False))
-    owner = group.group_by("request_id", maintain_order=True).agg(pl.col("user_id").first().alias("_owner"))
-    given = given.join(owner, on="request_id", how="left", maintain_order="left")
-    given = _blame(given, pl.col("user_id") != pl.col("_owner"), "other_user")
-    held = given.select(KEY).join(
-        stored.select(*KEY, pl.lit(True).alias("_held")), on=KEY, how="left", maintain_order="left"
-    )
-    given = given.with_columns(_held=held["_held"].fill_null(False))
-    free = pl.col("reason").is_null()
-    given = _blame(
-        given,
-        ~pl.col("_present") & (pl.col("_held") | (free & ~pl.struct(*KEY, free).is_first_distinct())),
-        "repeated_item",
-    )
-    usable = given.filter(free)
-    new = usable.filter(~pl.col("_present")).select(columns)
-    if items is not None and new.height:
-        fresh = new.join(
-            group.filter(pl.col("_row") == STORED).select("request_id").unique(), on="request_id", how="anti"
-        )
-        if fresh.height:
-            new = pl.concat([new, complete(fresh, items)])
+    contested = _contested(group)
+    judged = _judge(group.filter(contested), columns)
+    alone = group.filter(~contested & _GIVEN).select(columns)
+    accepted = judged.filter(pl.col("reason").is_null())
+    new = pl.concat([alone, accepted.filter(~pl.col("_present")).select(columns)])
+    usable = pl.concat([alone, accepted.select(columns)])
+    if items is not None:
+        stored = group.filter(~_GIVEN).select("request_id").unique()
+        fresh = new.join(stored, on="request_id", how="anti")
+        new = pl.concat([new, complete(fresh, items)]) if fresh.height else new
     times = usable["event_timestamp"].dt.timestamp("us")
     return Settled(
         new=new,
-        bad=as_bad("engagements", given.filter(~free), columns),
-        present=int(usable["_present"].sum()),
-        requests=usable["request_id"].n_unique(),
-        users=usable["user_id"].unique().hash(seed=0),
+        bad=as_bad("engagements", judged.filter(pl.col("reason").is_not_null()).sort("_row"), columns),
+        present=int(accepted["_present"].sum()),
+        requests=usable["request_id"].hash().n_unique(),
+        users=usable["user_id"].hash().unique(),
         span=(int(times.min()), int(times.max())) if usable.height else None,  # type: ignore[arg-type]
     )
+
+
+def _contested(group: pl.DataFrame) -> pl.Series:
+    """Rows that share their request and item with another row, or whose request has several users.
+
+    Nearly all rows of a good delivery are alone, and need none of the comparisons below. Hashes decide; a
+    collision can only send a row the long way.
+    """
+    hashed = group.select(
+        request=pl.col("request_id").hash(),
+        row=pl.col("request_id").hash() ^ pl.col("item_id").hash(seed=1),
+        user=pl.col("user_id").hash(),
+    )
+    several = pl.col("user").min().over("request") != pl.col("user").max().over("request")
+    return hashed.select(pl.col("row").is_duplicated() | several).to_series()
+
+
+def _judge(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+    """The delivered rows with `reason`, null for the usable ones, and `_present` where the store holds the row."""
+    rows = rows.sort("_row")  # stored rows first, then the order of delivery: the first row is right
+    stored = rows.filter(~_GIVEN & ~pl.col("sampled"))
+    held = stored.select(*KEY, _held=True)
+    same = stored.select(*columns, _present=True)
+    owner = rows.group_by("request_id", maintain_order=True).agg(pl.col("user_id").first().alias("_owner"))
+    given = rows.filter(_GIVEN)
+    given = given.with_columns(reason=pl.when(~pl.struct(columns).is_first_distinct()).then(pl.lit("duplicate")))
+    given = given.join(same, on=columns, how="left", nulls_equal=True, maintain_order="left")
+    given = given.join(owner, on="request_id", how="left", maintain_order="left")
+    given = given.join(held, on=KEY, how="left", maintain_order="left")
+    given = given.with_columns(pl.col("_present", "_held").fill_null(value=False))
+    given = _blame(given, pl.col("user_id") != pl.col("_owner"), "other_user")
+    free = pl.col("reason").is_null()
+    later = free & ~pl.struct(*KEY, free).is_first_distinct()
+    return _blame(given, ~pl.col("_present") & (pl.col("_held") | later), "repeated_item")
 
 
 def _blame(rows: pl.DataFrame, guilty: pl.Expr, reason: str) -> pl.DataFrame:

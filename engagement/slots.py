@@ -13,7 +13,8 @@ def slots(start: datetime, end: datetime) -> list[datetime]:
         start: Aware instant.
         end: Aware instant.
     """
-    found, slot = [], _at_or_after(start)
+    found: list[datetime] = []
+    slot = _at_or_after(start)
     while slot <= end:
         found.append(slot)
         slot = next_slot(slot)
@@ -28,7 +29,7 @@ def next_slot(after: datetime) -> datetime:
 def previous_slots(as_of: datetime, n: int) -> list[datetime]:
     """The last `n` slots strictly before `as_of`, newest first."""
     as_of = as_of.astimezone(UTC)
-    day, found = as_of.date(), []
+    day, found = as_of.date(), list[datetime]()
     while len(found) < n:
         slot = _on(datetime(day.year, day.month, day.day, tzinfo=UTC))
         if slot.weekday() in SLOT_WEEKDAYS and slot < as_of:

@@ -1,7 +1,8 @@
 """A snapshot: what was known of the log at one instant, as an immutable list of files.
 
-Parts are only ever added to a store, and a snapshot lists the parts that hold a row known before `as_of`. Importing
-newer days leaves the list, and so the digest, as it was; a late row that was known by then rightly changes it.
+Parts are only ever added to a store, and a snapshot lists the parts that hold a row known before `as_of`.
+Importing newer days leaves the list, and so the digest, as it was; a late row that was known by then rightly
+changes it.
 """
 
 import hashlib
@@ -13,10 +14,11 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from engagement.contract import Manifest, engagement_schema
+from engagement.contract import TIMESTAMP, Manifest, engagement_schema
 from engagement.errors import EvergreenError
 from engagement.files import read_part, unreadable, write_text
-from engagement.index import Part, Room, from_us, to_us
+from engagement.index import Part, Room, to_us
+from engagement.reading import frame
 
 ORDER = ["event_timestamp", "request_id", "item_id"]  # unique: the store keeps one row a request and item
 
@@ -55,8 +57,8 @@ class Snapshot:
     def engagements(self, start: datetime | None = None, end: datetime | None = None) -> pa.Table:
         """Rows shown in [start, end) that were known before `as_of`, sorted by time, request and item.
 
-        Where `exposure` is `positives`, a sampled candidate whose real row arrived later is left out as soon as
-        the real row is known.
+        Where `exposure` is `positives`, a sampled candidate whose real row arrived later is left out as soon
+        as the real row is known.
 
         Raises:
             EvergreenError: A part is missing or corrupt; the error names it.
@@ -114,9 +116,7 @@ class Snapshot:
             raise EvergreenError(f"no readable snapshot {path} ({error})", "Run the retrain again") from error
         snapshot = cls.of(root, manifest, files, as_of)
         if snapshot.digest != digest:
-            raise EvergreenError(
-                f"the snapshot record {path} was changed", "Delete it and run the retrain again"
-            )
+            raise EvergreenError(f"the snapshot record {path} was changed", "Delete it and run the retrain again")
         for part in files:
             file = Path(root) / part.path
             if not file.exists():
@@ -133,28 +133,18 @@ class Snapshot:
         if not tables:
             key = "item_id" if room == "items" else "user_id"
             features = self.manifest.item_features if room == "items" else self.manifest.user_features
-            time = (
-                "event_timestamp" if room == "users" else "created_timestamp",
-                pa.timestamp("us", tz="UTC"),
-            )
-            return pa.schema([(key, pa.string()), time, *((f, pa.string()) for f in features)]).empty_table()
+            columns = [(key, pa.string()), (order[0], TIMESTAMP), *((f, pa.string()) for f in features)]
+            return pa.schema(columns).empty_table()
         # Deliveries may differ in having embeddings; what is absent becomes null.
         table = pa.concat_tables(tables, promote_options="default")
-        frame = pl.from_arrow(table)
-        assert isinstance(frame, pl.DataFrame)
-        known = frame.filter(pl.col(order[0]).dt.timestamp("us") < to_us(self.as_of)).sort(order)
+        known = frame(table).filter(pl.col(order[0]).dt.timestamp("us") < to_us(self.as_of)).sort(order)
         return known.to_arrow().cast(table.schema)
 
 
 def _between(table: pa.Table, low: int | None, high: int, as_of: int) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    event, created = (
-        pl.col("event_timestamp").dt.timestamp("us"),
-        pl.col("created_timestamp").dt.timestamp("us"),
-    )
+    event, created = (pl.col(f"{n}_timestamp").dt.timestamp("us") for n in ("event", "created"))
     wanted = (event < high) & (created < as_of)
-    return frame.filter(wanted if low is None else wanted & (event >= low))
+    return frame(table).filter(wanted if low is None else wanted & (event >= low))
 
 
 def _without_shadowed(rows: pl.DataFrame) -> pl.DataFrame:
@@ -162,6 +152,3 @@ def _without_shadowed(rows: pl.DataFrame) -> pl.DataFrame:
     real = rows.filter(~pl.col("sampled")).select(key)
     drawn = rows.filter("sampled").join(real, on=key, how="anti")
     return pl.concat([rows.filter(~pl.col("sampled")), drawn])
-
-
-__all__ = ["ORDER", "Snapshot", "from_us", "to_us"]

@@ -9,6 +9,9 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
+from engagement.reading import frame
+
+DAY_US = 86_400_000_000
 BUCKETS = 64
 FLUSH_ROWS = 250_000  # validated rows that wait in memory for being split
 GROUP_ROWS = 1_000_000  # rows that are settled at once; a bucket with more is settled alone
@@ -57,7 +60,7 @@ class RequestSpill:
             if number not in self._writers:
                 self._writers[number] = pa.ipc.new_stream(self._path(number), self._schema)
             self._writers[number].write_table(table.cast(self._schema))
-            self._rows[number] += table.num_rows
+            self._rows[number] += int((piece["_row"] >= 0).sum())
 
     def _load(self, buckets: list[int]) -> pl.DataFrame:
         tables = []
@@ -65,16 +68,14 @@ class RequestSpill:
             with pa.ipc.open_stream(self._path(bucket)) as stream:
                 tables.append(stream.read_all())
             self._path(bucket).unlink()
-        frame = pl.from_arrow(pa.concat_tables(tables))
-        assert isinstance(frame, pl.DataFrame)
-        return frame
+        return frame(pa.concat_tables(tables))
 
     def _path(self, bucket: int) -> Path:
         return self._directory / f"bucket-{bucket:02d}.arrow"
 
 
 class TimeSpill:
-    """Settled rows as memory-mapped files sorted by time, from which any span of time is cut without reading the rest."""
+    """Settled rows as memory-mapped files sorted by time: any span is cut out without reading the rest."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True)
@@ -106,12 +107,7 @@ class TimeSpill:
             low, high = times.search_sorted(pl.Series([start, end]), side="left")
             if high > low:
                 slices.append(table.slice(low, high - low))
-        frame = pl.from_arrow(pa.concat_tables(slices)) if slices else pl.DataFrame()
-        assert isinstance(frame, pl.DataFrame)
-        return frame
-
-
-DAY_US = 86_400_000_000
+        return frame(pa.concat_tables(slices)) if slices else pl.DataFrame()
 
 
 def request_hash(request_id: pl.Series) -> pl.Series:

@@ -7,8 +7,9 @@
     quarantine/<sha>.parquet                     rows that could not be used, with their reason
     snapshots/<digest>.json                      what a run has read
 
-Parts are named by their own bytes and never change. An import writes its parts first and the index last, under a file
-lock: killed anywhere, it leaves the store as it was, and the same import again ends with the same bytes.
+Parts are named by their own bytes and never change. An import writes its parts first and the index last,
+under a file lock: killed anywhere, it leaves the store as it was, and the same import again ends with the
+same bytes.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,8 @@ import filelock
 from engagement.contract import Dataset, Manifest
 from engagement.errors import EvergreenError
 from engagement.index import INDEX, from_us, load_index, to_us
-from engagement.ingest import Import, ImportReport
+from engagement.ingest import Import
+from engagement.report import ImportReport
 from engagement.snapshot import Snapshot
 
 LOCK_SECONDS = 600.0  # how long an import waits for another one
@@ -66,8 +68,8 @@ class EngagementStore:
             progress: Called with the stage (`read`, `settle` or `write`) and the rows done in it.
 
         Raises:
-            EvergreenError: The dataset is another one than the store's, breaks the contract, or has more bad rows than
-                `MAX_BAD_SHARE`; nothing was imported then.
+            EvergreenError: The dataset is another one than the store's, breaks the contract, or has more bad
+                rows than `MAX_BAD_SHARE`; nothing was imported then.
         """
         now_us = to_us(now or datetime.now(UTC))
         try:

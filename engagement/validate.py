@@ -1,7 +1,7 @@
 """Row validation: which rows of a delivery can be used, and why the others cannot.
 
-Nothing here raises for a bad row. Every value is read as the contract's type; a value that was there before the
-reading and not after it is of a bad type. Reasons, in the order in which they are looked for:
+Nothing here raises for a bad row. Every value is read as the contract's type; a value that was there before
+the reading and not after it is of a bad type. Reasons, in the order in which they are looked for:
 
 =================== ==================================================================================
 null_key            an id or the timestamp is null, or an id is empty text
@@ -17,7 +17,8 @@ repeated_user       users only: the user came earlier with the same timestamp an
 changed             items and users only: differs from what the store holds under its key; the stored row is kept
 =================== ==================================================================================
 
-The last five need more than one row: `settle` finds them for engagements, `check_profiles` for items and users.
+The last five need more than one row: `settle` finds them for engagements, `check_profiles` for items and
+users.
 """
 
 from dataclasses import dataclass
@@ -27,16 +28,17 @@ import pyarrow as pa
 
 from engagement.contract import Manifest, engagement_schema
 from engagement.errors import EvergreenError
-from engagement.reading import delivered, reading
+from engagement.reading import as_json, delivered, reading
 
 MAX_BAD_SHARE = 0.10
 """An import stops when bad > MAX_BAD_SHARE * read, for engagements, items or users taken each by itself.
 
-`read` counts all rows given. `bad` counts the quarantined ones, exact duplicates included, except those with the
-reason `changed`: a profile delivered again with new content is no sign of a broken delivery. Exactly 10 % passes.
+`read` counts all rows given. `bad` counts the quarantined ones, exact duplicates included, except those with
+the reason `changed`: a profile delivered again with new content is no sign of a broken delivery. Exactly 10 %
+passes.
 """
 
-BAD = {"table": pl.String, "reason": pl.String, "file": pl.String, "row_number": pl.Int64, "row": pl.String}
+BAD = pl.Schema({"table": pl.String, "reason": pl.String, "file": pl.String, "row_number": pl.Int64, "row": pl.String})
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,7 @@ def check_profiles(table: pa.Table, schema: pa.Schema, room: str, now_us: int) -
         .alias("reason")
     ).to_series()  # fmt: skip
     repeated = checked.good.with_columns(reason=again).drop_nulls("reason")
-    return Checked(
-        checked.good.filter(again.is_null()), pl.concat([checked.bad, as_bad(room, repeated, schema.names)])
-    )
+    return Checked(checked.good.filter(again.is_null()), pl.concat([checked.bad, as_bad(room, repeated, schema.names)]))
 
 
 def required_columns(manifest: Manifest) -> list[str]:
@@ -145,14 +145,13 @@ def as_bad(room: str, rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     """Rows with `reason`, `_file` and `_row` in the columns of the quarantine."""
     if not rows.height:
         return pl.DataFrame(schema=BAD)
-    row = pl.struct(columns).struct.json_encode()
     named = {
         "table": pl.lit(room),
         "reason": pl.col("reason"),
         "file": pl.col("_file"),
         "row_number": pl.col("_row"),
     }
-    return rows.select(**named, row=row).cast(BAD)  # type: ignore[arg-type]
+    return rows.select(**named, row=as_json(rows, columns)).cast(BAD)  # type: ignore[arg-type]
 
 
 def to_stored(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
@@ -160,16 +159,12 @@ def to_stored(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
     return frame.select(schema.names).to_arrow().cast(schema)
 
 
-def _frame(
-    table: pa.Table, wanted: list[str], required: list[str], first_row: int, room: str
-) -> pl.DataFrame:
+def _frame(table: pa.Table, wanted: list[str], required: list[str], first_row: int, room: str) -> pl.DataFrame:
     """The wanted columns, null where an optional one is absent, with `_row` and `_file`."""
     file = (table.schema.metadata or {}).get(b"file", b"").decode()
     for name in required:
         if name not in table.column_names:
-            raise EvergreenError(
-                f"{file or room} lacks the column '{name}'", "Add it, or correct the manifest"
-            )
+            raise EvergreenError(f"{file or room} lacks the column '{name}'", "Add it, or correct the manifest")
     absent = pl.Series([None], dtype=pl.Null).new_from_index(0, table.num_rows)
     columns = {n: delivered(n, table.column(n)) if n in table.column_names else absent for n in wanted}
     rows = pl.int_range(first_row, first_row + table.num_rows, eager=True)
@@ -177,9 +172,7 @@ def _frame(
 
 
 def _read(raw: pl.DataFrame, schema: pa.Schema) -> pl.DataFrame:
-    return raw.select("_row", "_file").with_columns(
-        [reading(raw[f.name], f.type).alias(f.name) for f in schema]
-    )
+    return raw.select("_row", "_file").with_columns([reading(raw[f.name], f.type).alias(f.name) for f in schema])
 
 
 def _mistyped(raw: pl.DataFrame, cast: pl.DataFrame) -> pl.Series:
@@ -188,9 +181,7 @@ def _mistyped(raw: pl.DataFrame, cast: pl.DataFrame) -> pl.Series:
 
 
 def _null_key(raw: pl.DataFrame, cast: pl.DataFrame, keys: list[str]) -> pl.Series:
-    return _any(
-        [raw[k].is_null() for k in keys] + [cast[k] == "" for k in keys if cast[k].dtype == pl.String]
-    )
+    return _any([raw[k].is_null() for k in keys] + [cast[k] == "" for k in keys if cast[k].dtype == pl.String])
 
 
 def _any(flags: list[pl.Series]) -> pl.Series:
@@ -209,8 +200,6 @@ def _odd_embedding(embedding: pl.Series) -> pl.Series:
     return odd.fill_null(False) | ~finite.fill_null(True)
 
 
-def _split(
-    room: str, raw: pl.DataFrame, cast: pl.DataFrame, reason: pl.Series, columns: list[str]
-) -> Checked:
+def _split(room: str, raw: pl.DataFrame, cast: pl.DataFrame, reason: pl.Series, columns: list[str]) -> Checked:
     bad = raw.with_columns(reason=reason).drop_nulls("reason")
     return Checked(cast.filter(reason.is_null()), as_bad(room, bad, columns))

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from components.conclude import results
-from components.plan import name_run, write_once
+from components.plan import name_run
 from engagement.errors import EvergreenError
+from engagement.files import write_text
 from engagement.slots import next_slot, previous_slots
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
@@ -136,10 +137,10 @@ def _run_retrain(
     ran = _run(graph, settings, progress, as_of=as_of.isoformat(), strategy=strategy, reason=reason)
     if not result.exists():
         raise RunFailed(f"the retrain at {as_of:%Y-%m-%d %H:%M} ended without a result", f"See {ran.log}")
-    write_once(result.parent / "timings.json", json.dumps(ran.seconds, indent=1))
+    write_text(result.parent / "timings.json", json.dumps(ran.seconds, indent=1))
 
 
-def _run(graph: Any, settings: Settings, progress: Progress, **arguments: str) -> Any:
+def _run(graph: Any, settings: Settings, progress: Progress, **arguments: Any) -> Any:
     from pipelines import local
 
     try:
@@ -181,7 +182,7 @@ def promote(settings: Settings, version: str, progress: Progress) -> dict[str, A
             f"Choose one of {', '.join(sorted(registered, key=int)) or 'none yet'}",
         )
     with one_run(settings):
-        _run(rollout, settings, progress, version=version, as_of=registered[version].tags["as_of"])
+        _run(rollout, settings, progress, version=version, as_of=registered[version].tags["as_of"], again=True)
     record: dict[str, Any] = json.loads((settings.serving / "rollouts" / f"{version}.json").read_text())
     return record
 
@@ -197,7 +198,6 @@ def rollback(settings: Settings) -> dict[str, Any]:
 def monitor(settings: Settings, as_of: datetime, progress: Progress) -> dict[str, Any]:
     """Run one drift check; the decision is in the record."""
     from components.decide import decision_at
-
     from pipelines.monitor import monitor as graph
 
     need_data(settings)
@@ -217,9 +217,8 @@ def upcoming(settings: Settings) -> list[str]:
 
 def status(settings: Settings) -> dict[str, Any]:
     """What serves now and how it came to: the same for the table and for a script."""
-    from serving.stack import serving_state
-
     from serving.registry import Registry
+    from serving.stack import serving_state
 
     runs = results(settings.runs)
     registry_exists = settings.mlflow_tracking_uri or (settings.root / "mlflow").exists()

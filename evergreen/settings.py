@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         return self.root / "pipelines"
 
     @property
+    def monitoring(self) -> Path:
+        """Drift checks and the log of decisions."""
+        return self.root / "monitoring"
+
+    @property
     def evidently(self) -> Path:
         """The Evidently workspace."""
         return self.root / "evidently"

@@ -102,7 +102,7 @@ class RawTable:
 
         Columns: request_id, item_id, row (int64, index into the table), then each declared feature by name.
         """
-        order = np.argsort([xxhash.xxh3_64_intdigest(r) for r in self.request_id.to_pylist()], kind="stable")
+        order = np.argsort([xxhash.xxh3_64_intdigest(r.encode()) for r in self.request_id.to_pylist()], kind="stable")
         fits = np.cumsum(np.diff(self.offsets)[order]) <= rows
         chosen = np.zeros(len(order), bool)
         chosen[order[fits]] = True

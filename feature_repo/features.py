@@ -36,6 +36,14 @@ _TYPE_OF_KIND: dict[Kind, ColumnType] = {
     "numeric": "float",
     "embedding": "floats",
 }
+ARROW: dict[ColumnType, pa.DataType] = {
+    "string": pa.string(),
+    "strings": pa.list_(pa.string()),
+    "float": pa.float64(),
+    "floats": pa.list_(pa.float32()),
+    "int": pa.int64(),
+    "ints": pa.list_(pa.int64()),
+}
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import utils
 from feast.data_source import DataSource
-from feast.entity import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
+from feast.errors import FeastEntityDFMissingColumnsError
 from feast.feature_logging import LoggingConfig, LoggingSource
-from feast.feature_view import FeatureView
 from feast.infra.offline_stores import offline_utils
 from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource, SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
@@ -129,7 +129,8 @@ class AsofOfflineStore(OfflineStore):
         on_demand = utils._get_requested_on_demand_feature_views(feature_refs, project, registry)
         wanted, _on_demand = utils._get_requested_feature_views_to_features_dict(feature_refs, feature_views, on_demand)
         keys = {theirs for view in wanted for theirs, _mine in _keys(view)}
-        offline_utils.assert_expected_columns_in_entity_df(dict(entity_df.dtypes), keys, time)
+        if missing := keys - set(entity_df.columns):
+            raise FeastEntityDFMissingColumnsError(keys | {time}, missing)
         hide_late = filter_by_created_timestamp or config.offline_store.hide_late_rows
         rows = entity_df.reset_index(drop=True)
         rows[time] = pd.to_datetime(rows[time], utc=True)
@@ -199,9 +200,8 @@ class AsofOfflineStore(OfflineStore):
         end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Every row whose event lies in [start_date, end_date]; an end that is not given is open."""
-        columns = dict.fromkeys([*join_key_columns, *feature_name_columns, timestamp_field])
-        if created_timestamp_column:
-            columns[created_timestamp_column] = None
+        times = [c for c in (timestamp_field, created_timestamp_column) if c]
+        columns = list(dict.fromkeys([*join_key_columns, *feature_name_columns, *times]))
 
         def run() -> pa.Table:
             event = pl.col(timestamp_field).dt.timestamp("us")
@@ -252,7 +252,7 @@ def _join_view(
     event = stored.get(source.timestamp_field, source.timestamp_field)
     created = stored.get(source.created_timestamp_column, source.created_timestamp_column) or None
     rows = _scan(config, source)
-    index = rows.select(dict.fromkeys([*(k for _, k in keys), event, *([created] if created else [])])).collect()
+    index = rows.select(list(dict.fromkeys([*(k for _, k in keys), event, *([created] if created else [])]))).collect()
     found = pit.match(questions, time, index, keys, event, created, view.ttl, hide_late)
     return _gather(rows, [stored.get(f, f) for f in features], found).rename_columns(features)
 
@@ -279,7 +279,7 @@ def _scan(config: RepoConfig, source: DataSource | None) -> pl.LazyFrame:
 
 def _gather(source: pl.LazyFrame, columns: list[str], rows: pl.Series) -> pa.Table:
     """The given columns at the given row numbers; a null number gives nulls."""
-    return _plain(source.select(dict.fromkeys(columns)).collect().select(pl.all().gather(rows)))
+    return _plain(source.select(list(dict.fromkeys(columns))).collect().select(pl.all().gather(rows)))
 
 
 def _plain(frame: pl.DataFrame) -> pa.Table:

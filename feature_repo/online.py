@@ -24,7 +24,7 @@ from engagement.index import to_us
 from engagement.table import RankingTable, TableSpec
 from feature_repo.assemble import RawTable
 from feature_repo.definitions import CURRENT, open_store
-from feature_repo.features import ColumnType, Entity, View, views
+from feature_repo.features import ARROW, ColumnType, Entity, View, views
 from feature_repo.requests import CONTEXT
 
 _FIELD: dict[ColumnType, str] = {
@@ -34,14 +34,6 @@ _FIELD: dict[ColumnType, str] = {
     "floats": "float_list_val",
     "int": "int64_val",
     "ints": "int64_list_val",
-}
-_ARROW: dict[ColumnType, pa.DataType] = {
-    "string": pa.string(),
-    "strings": pa.list_(pa.string()),
-    "float": pa.float64(),
-    "floats": pa.list_(pa.float32()),
-    "int": pa.int64(),
-    "ints": pa.list_(pa.int64()),
 }
 
 
@@ -170,4 +162,4 @@ def _column(view: View, kind: ColumnType, vector: Any, at_us: int) -> pa.Array:
         present = value.HasField(field) and event.seconds * 1_000_000 + event.nanos // 1000 >= oldest
         found = getattr(value, field) if present else None
         values.append(list(found.val) if is_list and found is not None else found)
-    return pa.array(values, _ARROW[kind])
+    return pa.array(values, ARROW[kind])

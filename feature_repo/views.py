@@ -30,21 +30,13 @@ from engagement.snapshot import Snapshot
 from engagement.table import TableSpec
 from feature_repo.aggregates import LOOK_BACK, snapshots
 from feature_repo.encode import DAY_US
-from feature_repo.features import ITEM_CREATED, View, declare, sized, statistics, views
+from feature_repo.features import ARROW, ITEM_CREATED, View, declare, sized, statistics, views
 from feature_repo.history import ActionLog
 
 LAYOUT = 1  # raise it when the meaning of a file changes: every home then rebuilds its views
 DAY = timedelta(days=1)
 EVERYTHING, PARTIAL = "all", "partial"
 BLOCK_DAYS = 64  # midnights computed at a time; bounds the memory of a backfill
-_ARROW = {
-    "string": pa.string(),
-    "strings": pa.list_(pa.string()),
-    "float": pa.float64(),
-    "floats": pa.list_(pa.float32()),
-    "int": pa.int64(),
-    "ints": pa.list_(pa.int64()),
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ def fingerprint(inputs: Inputs) -> str:
 def schema(view: View) -> pa.Schema:
     """Columns of a view's Parquet files."""
     times = [("event_timestamp", TIMESTAMP), ("created_timestamp", TIMESTAMP)]
-    return pa.schema([(view.key, pa.string()), *times, *((n, _ARROW[t]) for n, t in view.columns)])
+    return pa.schema([(view.key, pa.string()), *times, *((n, ARROW[t]) for n, t in view.columns)])
 
 
 def build_views(root: Path, inputs: Inputs) -> int:
@@ -126,15 +118,30 @@ def _wanted(inputs: Inputs) -> dict[str, str]:
             of = snapshot.parts("items" if view.entity == "item" else "users")
             wanted[_path(view, EVERYTHING)] = _mark(base, of, as_of)
     names = {v.name: v for v in views(spec)}
+    told = _Prefixes(base, parts)
     for midnight in _midnights(parts, as_of):
         low = midnight - LOOK_BACK // timedelta(microseconds=1)
         read = [p for p in parts if p.known_from < midnight and p.first < midnight and p.last >= low]
         for view in (names["user_stats"], names["item_stats"]):
             wanted[_path(view, _date(midnight))] = _mark(base, read)
-        told = [p for p in parts if p.known_from < midnight]
-        wanted[_path(names["user_history"], _date(midnight - DAY_US))] = _mark(base, told)
+        wanted[_path(names["user_history"], _date(midnight - DAY_US))] = told.mark(midnight)
     wanted[_path(names["user_history"], PARTIAL)] = _mark(base, parts, as_of)
     return wanted
+
+
+class _Prefixes:
+    """Fingerprints of everything known at one instant after another, without hashing the past again each time."""
+
+    def __init__(self, base: str, parts: list[Part]) -> None:
+        self._base, self._hash = base, hashlib.sha256()
+        self._rest = sorted(parts, key=lambda p: (p.known_from, p.path), reverse=True)
+
+    def mark(self, before: int) -> str:
+        """The fingerprint of all parts with a row known before an instant; instants must not fall."""
+        while self._rest and self._rest[-1].known_from < before:
+            part = self._rest.pop()
+            self._hash.update(f"{part.path}={part.sha256};".encode())
+        return f"{self._base}:{self._hash.hexdigest()[:32]}"
 
 
 def _midnights(parts: list[Part], as_of: int) -> range:

@@ -1,7 +1,7 @@
 """The sample of a window that drift is judged on: raw features, predictions and labels, one row a candidate.
 
-The same table, at most `rules.REFERENCE_ROWS` rows of it, travels with a model as `reference.parquet`: a later
-check then needs no old data, only the new window.
+The same table, at most `rules.REFERENCE_ROWS` rows of it, travels with a model as `reference.parquet`: a
+later check then needs no old data, only the new window.
 """
 
 import numpy as np
@@ -27,15 +27,15 @@ def sample_frame(
     """Join raw feature values with what the model predicted and what happened.
 
     Args:
-        sample: Raw feature values by feature name, with `request_id`, `item_id` and `row` (its index in `table`).
+        sample: Raw feature values by feature name, with `request_id`, `item_id` and `row` (index in `table`).
         table: The ranking table that the sample was drawn from.
         scores: (N, A) predicted probabilities of every row of `table`, in the order of `table.spec.actions`.
         limit: Most rows to keep: whole requests, in the order of a seeded hash of their id.
         seed: Seed of that order.
 
     Returns:
-        The columns of `sample` without `row`, then `user_id`, and for each action `score_<action>` (float64) and
-        `label_<action>` (bool), in the sample's order.
+        The columns of `sample` without `row`, then `user_id`, and for each action `score_<action>` (float64)
+        and `label_<action>` (bool), in the sample's order.
 
     Raises:
         EvergreenError: The sample, the table and the scores do not belong together.
@@ -45,8 +45,8 @@ def sample_frame(
     inside = not len(rows) or (rows.min() >= 0 and rows.max() < table.rows)
     if scores.shape != (table.rows, len(actions)) or not inside:
         raise EvergreenError(
-            f"scores of shape {scores.shape} and the sampled rows do not fit a table of {table.rows} rows and "
-            f"{len(actions)} actions",
+            f"scores of shape {scores.shape} and the sampled rows do not fit a table of {table.rows} rows "
+            f"and {len(actions)} actions",
             "Score the table that the sample was drawn from",
         )
     frame = sample.drop_columns(["row"])
@@ -74,7 +74,7 @@ def take_requests(frame: pa.Table, limit: int, seed: int = 0) -> pa.Table:
 
 
 def users_of(frame: pa.Table) -> np.ndarray:
-    """(N,) the unit that rows depend on each other within: the user, or the request where no user is known."""
+    """(N,) the unit within which rows depend on each other: the user, or the request if no user is known."""
     name = "user_id" if "user_id" in frame.column_names else "request_id"
     return np.asarray(frame[name].cast(pa.string()).fill_null("").to_pylist(), dtype=str)
 

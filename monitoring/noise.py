@@ -2,10 +2,10 @@
 
 Rows are not independent: one user brings many requests, one request many candidates, and all of them share
 the user's features. So the floor re-draws *users*: the users of both windows are put in one pot and dealt out
-again, in the same numbers, `ROUNDS` times. The largest score that this gives is the floor: if nothing but chance
-separates the windows, the real score exceeds it once in `ROUNDS + 1` checks (a permutation test with clusters;
-Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005, chapter 3). A user who is in both windows
-counts as two, which errs on the side of silence.
+again, in the same numbers, `ROUNDS` times. The largest score that this gives is the floor: if nothing but
+chance separates the windows, the real score exceeds it once in `ROUNDS + 1` checks (a permutation test with
+clusters; Good, "Permutation, Parametric and Bootstrap Tests of Hypotheses", 2005, chapter 3). A user who is in
+both windows counts as two, which errs on the side of silence.
 
 N rows of both windows together, G users, B rounds, K categories.
 """

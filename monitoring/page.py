@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 _ROLE = {True: "prediction", False: "feature"}
 
 
-def run(
-    columns: list[Column], reference_rows: int, as_of: datetime, model_version: str, tags: list[str]
-) -> Any:
+def run(columns: list[Column], reference_rows: int, as_of: datetime, model_version: str, tags: list[str]) -> Any:
     """Run Evidently's drift metrics; returns its snapshot.
 
     Args:

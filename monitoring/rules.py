@@ -31,7 +31,7 @@ MIN_USERS = 10
 Fewer users than that can be re-drawn in too few ways for a noise floor to mean anything."""
 
 BROKEN_MISSING = 0.5
-"""A feature is broken if its share of missing values rose by **≥** this since the reference, or it is gone."""
+"""A feature is broken if its share of missing values rose by **≥** this since the reference, or if gone."""
 
 STUCK_SHARE = 0.5
 """A feature is broken, too, if it holds a single value now, while none held **>** this share before."""

@@ -1,8 +1,8 @@
 """When drift starts an early retrain: asked for once, never over broken data, never in a loop.
 
-One file is the whole truth: `decisions.jsonl`, one line a decision, appended under a lock. A request is pending if
-it was decided and not yet taken. So a kill between two steps cannot leave a request without its decision, or a
-decision without its request.
+One file is the whole truth: `decisions.jsonl`, one line a decision, appended under a lock. A request is pending
+if it was decided and not yet taken. So a kill between two steps cannot leave a request without its decision, or
+a decision without its request.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class Decision:
 
 
 def decide(verdict: DriftVerdict, state_dir: Path, next_slot: datetime) -> Decision:
-    """Decide whether a check asks for an early retrain, and log it; the same check again gives the same decision.
+    """Decide whether a check asks for an early retrain, and log it; the same check again decides the same.
 
     Args:
         verdict: The check.
@@ -124,13 +124,11 @@ def _refusal(
         if earlier.action != "retrain":
             continue
         if earlier.key == key:
-            return (
-                f"Drift, but a retrain of this champion was asked for today (by the check of {earlier.as_of})"
-            )
+            return f"Drift, but a retrain of this champion was asked for today (by the check of {earlier.as_of})"
         if abs(as_of - datetime.fromisoformat(earlier.as_of)) < COOLDOWN:
-            return f"Drift, but within {_hours(COOLDOWN)} of the retrain that the check of {earlier.as_of} asked for"
+            return f"Drift, but within {_hours(COOLDOWN)} of the retrain asked for by the check of {earlier.as_of}"
     if next_slot - as_of <= SLOT_NEAR:
-        return f"Drift, but the regular slot of {next_slot:%Y-%m-%d %H:%M} UTC is at most {_hours(SLOT_NEAR)} away"
+        return f"Drift, but the slot of {next_slot:%Y-%m-%d %H:%M} UTC is at most {_hours(SLOT_NEAR)} away"
     return None
 
 
@@ -157,9 +155,7 @@ def _locked(state_dir: Path) -> Iterator[Path]:
 
 def _read(log: Path) -> tuple[list[Decision], set[str]]:
     """Decisions, and the keys of the requests that were taken."""
-    lines = (
-        log.read_bytes().split(b"\n")[:-1] if log.exists() else []
-    )  # the rest after the last newline is torn
+    lines = log.read_bytes().split(b"\n")[:-1] if log.exists() else []  # the rest after the last newline is torn
     decisions, taken = [], set()
     for number, line in enumerate(lines, start=1):
         try:
@@ -169,14 +165,12 @@ def _read(log: Path) -> tuple[list[Decision], set[str]]:
             else:
                 decisions.append(Decision(**data))
         except (ValueError, TypeError) as error:
-            raise EvergreenError(
-                f"line {number} of {log} is not a decision", "Repair or remove that line"
-            ) from error
+            raise EvergreenError(f"line {number} of {log} is not a decision", "Repair or remove that line") from error
     return decisions, taken
 
 
 def _append(log: Path, entry: dict[str, str]) -> None:
-    """Append one line and force it to the disk; a half-written last line of a killed writer is cut off first."""
+    """Append one line and force it to the disk; first cut off what a killed writer left of its line."""
     with log.open("ab+") as file:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1

@@ -1,8 +1,8 @@
 """The Evidently workspace on disk: one project a model, one run a check.
 
 Evidently writes its files in place, refuses to start its UI over one half-written snapshot, and gives a run
-a new random id each time. Here every file is renamed into place from a directory beside the workspace (so that
-a running UI, which watches the workspace, sees whole files only), and every id follows from what it names:
+a new random id each time. Here every file is renamed into place from a directory beside the workspace (so
+that a running UI, which watches the workspace, sees whole files only), and every id follows from what it names:
 recording a check twice, or by two monitors at once, gives one run.
 
     <workspace>/<project id>/metadata.json, dashboard.json, snapshots/<run id>.json, broken/
@@ -103,7 +103,7 @@ def project_id_of(project: str) -> uuid.UUID:
 
 
 def run_id_of(project: str, verdict: DriftVerdict) -> uuid.UUID:
-    """The id of a check: milliseconds of as_of (48 bits: names sort by time), then a hash of what it names."""
+    """The id of a check: milliseconds of as_of (48 bits: ids sort by time), then a hash of what it names."""
     as_of = datetime.fromisoformat(verdict.as_of)
     digest = hashlib.sha256(f"{project}\n{verdict.as_of}\n{verdict.model_version}".encode()).digest()
     value = (int(as_of.timestamp() * 1000) << 80) | int.from_bytes(digest[:10], "big")
@@ -145,9 +145,7 @@ def _ensure_project(workspace: Path, staging: Path, project: str, project_id: uu
     from evidently.legacy.utils import NumpyEncoder
     from evidently.sdk.models import ProjectModel
 
-    model = ProjectModel(
-        id=project_id, name=project, description="Drift of the serving model, one run a check"
-    )
+    model = ProjectModel(id=project_id, name=project, description="Drift of the serving model, one run a check")
     text = json.dumps(model.dict(), cls=NumpyEncoder, indent=2)
     if home.exists():
         (home / "snapshots").mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
 """One check of the world against the serving model; an early retrain when it has drifted."""
 
-from components.decide import decide_retrain
 from kfp import dsl
 
+from components.decide import decide_retrain
 from components.drift import check_serving
 from pipelines.platform import Needs, on_cluster
 from pipelines.retrain import retrain

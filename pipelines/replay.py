@@ -15,9 +15,10 @@ from typing import Any
 
 from components.features import write_table
 from components.judge import judge_bundles
-from components.plan import Plan, code_version, evidence_start, name_run, write_once
+from components.plan import Plan, code_version, evidence_start, name_run
 from components.train import split, train_challenger
 from engagement.errors import EvergreenError
+from engagement.files import write_text
 from engagement.slots import slots
 from engagement.snapshot import Snapshot
 from engagement.store import EngagementStore
@@ -134,13 +135,13 @@ def _run_slot(settings: Settings, snapshot: Snapshot, plan: Plan, lineage: Linea
         "train_start": plan.train_start.isoformat(),
         "train_end": plan.train_end.isoformat(),
         "train_rows": train_table.rows,
-        "train_seconds": round(challenger.meta["train_seconds"], 3),
+        "train_seconds": round(challenger.metrics["train_seconds"], 3),
         "requests": verdict.requests,
         "skipped_requests": verdict.skipped_requests,
         "metrics": verdict.metrics,
         "gate": {"verdict": verdict.verdict, "reason": verdict.reason},
     }
-    write_once(home / "record.json", json.dumps(record, indent=1))
+    write_text(home / "record.json", json.dumps(record, indent=1))
     shutil.rmtree(table)
 
 

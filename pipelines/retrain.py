@@ -13,7 +13,7 @@ from components.judge import judge_challenger
 from components.plan import make_plan
 from components.register import register_model
 from components.train import train_ranker
-from model.continual import DEFAULT_STRATEGY
+from model.config import DEFAULT_STRATEGY
 from pipelines.platform import Needs, on_cluster
 from pipelines.rollout import rollout
 

@@ -7,8 +7,11 @@ from pipelines.platform import Needs, on_cluster
 
 
 @dsl.pipeline(name="rollout", description="Canary one registered version: 10, 50, 100 %, or back to 0.")
-def rollout(version: str, as_of: str) -> str:
-    """Roll `version` out against real requests known at `as_of`; returns `champion` or `rolled_back`."""
+def rollout(version: str, as_of: str, again: bool = False) -> str:
+    """Roll `version` out against real requests known at `as_of`; returns `champion` or `rolled_back`.
+
+    A version that came back once is not tried again unless a person asks for it with `again`.
+    """
     on_cluster(render_service(version=version), Needs(cache=False))
-    canary = on_cluster(run_canary(version=version, as_of=as_of), Needs(cpu="2", memory="8Gi", retries=0, cache=False))
+    canary = on_cluster(run_canary(version=version, as_of=as_of, again=again), Needs(cpu="2", memory="8Gi", retries=0, cache=False))
     return canary.outputs["Output"]

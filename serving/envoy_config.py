@@ -81,7 +81,7 @@ def routes(split: Split) -> dict[str, Any]:
     """The routes: canary users to the challenger, others to the champion, and a clear 404 elsewhere."""
     serving: list[dict[str, Any]] = []
     path: dict[str, Any] = {"prefix": "/v2/models"}
-    everyone = split.challenger and (split.percent >= 100 or not split.champion)
+    everyone = split.challenger and split.percent and (split.percent >= 100 or not split.champion)
     if split.challenger and split.percent and not everyone:
         buckets = {"name": BUCKET_HEADER, "range_match": {"start": 0, "end": threshold(split.percent)}}
         canary = {"match": path | {"headers": [buckets]}, "route": _to(split.challenger, failover=True)}

@@ -76,9 +76,7 @@ class Judgement:
     reason: str
 
 
-Expected = Mapping[
-    str, np.ndarray
-]  # request id -> (C, A) scores, rows in the order of the request's candidates
+Expected = Mapping[str, np.ndarray]  # request id -> (C, A) scores, rows in the order of the request's candidates
 
 
 def judge(answers: Sequence[Answer], expected: Expected, challenger: str, primary: int) -> Judgement:
@@ -127,11 +125,7 @@ def _errors(answers: Sequence[Answer], who: str) -> str:
 def _missing(answers: Sequence[Answer]) -> str:
     """An answer lacks a candidate, names a foreign one, or has not one score for each."""
     for a in answers:
-        if (
-            sorted(a.ranked) != sorted(a.item_ids)
-            or a.scores.shape[:1] != (len(a.item_ids),)
-            or not a.scores.size
-        ):
+        if sorted(a.ranked) != sorted(a.item_ids) or a.scores.shape[:1] != (len(a.item_ids),) or not a.scores.size:
             have = min(len(a.scores), len(set(a.ranked) & set(a.item_ids)))
             return f"request {a.request_id} has predictions for {have} of {len(a.item_ids)} candidates"
     return ""
@@ -144,15 +138,13 @@ def _non_finite(answers: Sequence[Answer]) -> str:
 
 
 def _wrong(answers: Sequence[Answer], expected: Expected) -> str:
-    """A score is further than `SCORE_TOLERANCE` from what the registered model gives, or cannot be compared."""
+    """A score is off by more than `SCORE_TOLERANCE` from the registered model's, or cannot be compared."""
     for a in answers:
         truth = expected.get(a.request_id)
         if truth is None or truth.shape != a.scores.shape:
             return f"request {a.request_id} cannot be compared with the registered model"
         by_item = dict(zip(a.item_ids, truth, strict=True))
-        gap = max(
-            float(np.abs(by_item[item] - row).max()) for item, row in zip(a.ranked, a.scores, strict=True)
-        )
+        gap = max(float(np.abs(by_item[item] - row).max()) for item, row in zip(a.ranked, a.scores, strict=True))
         if not gap <= SCORE_TOLERANCE:
             return f"wrong scores: request {a.request_id} is off by {gap:.2g} from the registered model"
     return ""

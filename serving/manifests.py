@@ -129,9 +129,7 @@ def to_yaml(*documents: dict[str, Any]) -> str:
     for document in documents:
         problems = validate(document)
         if problems:
-            raise EvergreenError(
-                f"the {document.get('kind', 'document')} is not valid: {'; '.join(problems)}"
-            )
+            raise EvergreenError(f"the {document.get('kind', 'document')} is not valid: {'; '.join(problems)}")
     return yaml.safe_dump_all(documents, sort_keys=False)
 
 

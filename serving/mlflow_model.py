@@ -23,9 +23,7 @@ class RankerModel(PythonModel):
 
         self.bundle = Bundle.load(Path(context.artifacts["bundle"]))
 
-    def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None
-    ) -> pd.DataFrame:
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """Score saved ranking tables.
 
         Args:

@@ -28,9 +28,7 @@ def open_run(
     """The run of this key: a new one, or the unfinished one of a killed call; returns its id."""
     experiment_id = _experiment(client, experiment, location)
     wanted = {key: str(value) for key, value in params.items()}
-    for run in client.search_runs(
-        [experiment_id], f"tags.run_key = '{run_key}'", order_by=["attribute.start_time"]
-    ):
+    for run in client.search_runs([experiment_id], f"tags.run_key = '{run_key}'", order_by=["attribute.start_time"]):
         written = run.data.params
         # Parameters are written once; a run that says something else is another run's half.
         if all(wanted.get(key) == value for key, value in written.items()):
@@ -60,7 +58,7 @@ def log(
         client.set_tag(run_id, key, value)
     for key in metrics.keys() - run.data.metrics.keys():
         client.log_metric(run_id, key, float(metrics[key]))
-    known = {(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs}
+    known = {(i.dataset.name, i.dataset.digest) for i in (run.inputs.dataset_inputs if run.inputs else [])}
     inputs = [
         DatasetInput(
             Dataset(d.name, d.digest[:36], source_type="local", source=f'{{"uri": "{d.source}"}}'),

@@ -9,7 +9,7 @@ import numpy as np
 from kserve import InferOutput, InferRequest, InferResponse, Model
 from kserve.errors import InferenceError, InvalidInput
 
-from serving.protocol import CONTEXT, VERSION_HEADER, BadRequest, RankRequest, Tensor, parse
+from serving.protocol import CONTEXT, VERSION_HEADER, BadRequestError, RankRequest, Tensor, parse
 from serving.scoring import Scorer
 
 
@@ -67,7 +67,7 @@ class RankerPredictor(Model):
             raise InvalidInput("the v1 protocol is not spoken here; use /v2")
         try:
             request = parse(str(payload.id or uuid.uuid4().hex), _tensors(payload), self._context)
-        except BadRequest as error:
+        except BadRequestError as error:
             raise InvalidInput(str(error)) from None
         scores = await asyncio.get_running_loop().run_in_executor(self._worker, self._scorer, request)
         if not np.isfinite(scores).all():

@@ -22,7 +22,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 
 
-class BadRequest(ValueError):
+class BadRequestError(ValueError):
     """A request that nobody could answer; its text is one clear line."""
 
 
@@ -74,26 +74,24 @@ def parse(request_id: str, tensors: list[Tensor], context_features: frozenset[st
         context_features: Declared context features, with the prefix; others are refused.
 
     Raises:
-        BadRequest: An input is missing, unknown, given twice, or not what it should be.
+        BadRequestError: An input is missing, unknown, given twice, or not what it should be.
     """
     by_name = {t.name: t for t in tensors}
     if len(by_name) != len(tensors):
-        raise BadRequest("an input is given twice")
+        raise BadRequestError("an input is given twice")
     known = {"user_id", "item_id", "time"} | context_features
     if unknown := sorted(by_name.keys() - known):
-        raise BadRequest(f"unknown input {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise BadRequestError(f"unknown input {unknown[0]!r}; known are {', '.join(sorted(known))}")
     if missing := [name for name in ("user_id", "item_id") if name not in by_name]:
-        raise BadRequest(f"input {missing[0]!r} is missing")
+        raise BadRequestError(f"input {missing[0]!r} is missing")
     items = _strings(by_name["item_id"], None)
     if not items:
-        raise BadRequest("there are no candidates")
+        raise BadRequestError("there are no candidates")
     return RankRequest(
         request_id=request_id,
         user_id=_strings(by_name["user_id"], 1)[0],
         item_ids=items,
-        context={
-            n.removeprefix(CONTEXT): _strings(by_name[n], 1)[0] for n in context_features & by_name.keys()
-        },
+        context={n.removeprefix(CONTEXT): _strings(by_name[n], 1)[0] for n in context_features & by_name.keys()},
         time=_time(by_name["time"]) if "time" in by_name else None,
     )
 
@@ -115,10 +113,10 @@ def _bytes(name: str, values: list[str]) -> dict[str, Any]:
 
 def _strings(tensor: Tensor, count: int | None) -> tuple[str, ...]:
     if tensor.datatype != "BYTES":
-        raise BadRequest(f"input {tensor.name!r} must be BYTES, not {tensor.datatype}")
+        raise BadRequestError(f"input {tensor.name!r} must be BYTES, not {tensor.datatype}")
     _check_shape(tensor, count)
     if len(tensor.values) > MAX_CANDIDATES:
-        raise BadRequest(f"{len(tensor.values)} candidates; at most {MAX_CANDIDATES} are ranked at once")
+        raise BadRequestError(f"{len(tensor.values)} candidates; at most {MAX_CANDIDATES} are ranked at once")
     return tuple(_string(tensor.name, value) for value in tensor.values)
 
 
@@ -127,27 +125,25 @@ def _string(name: str, value: Any) -> str:
         raw = value if isinstance(value, bytes) else value.encode()
         text = raw.decode()
     except (UnicodeError, AttributeError):
-        raise BadRequest(f"input {name!r} holds a value that is not UTF-8 text") from None
+        raise BadRequestError(f"input {name!r} holds a value that is not UTF-8 text") from None
     if not 0 < len(raw) <= MAX_ID_BYTES or "\0" in text:
-        raise BadRequest(f"input {name!r} holds an empty value, one above {MAX_ID_BYTES} bytes, or a NUL")
+        raise BadRequestError(f"input {name!r} holds an empty value, one above {MAX_ID_BYTES} bytes, or a NUL")
     return text
 
 
 def _time(tensor: Tensor) -> datetime:
     if tensor.datatype != "INT64":
-        raise BadRequest(f"input 'time' must be INT64, not {tensor.datatype}")
+        raise BadRequestError(f"input 'time' must be INT64, not {tensor.datatype}")
     _check_shape(tensor, 1)
     value = tensor.values[0]
     latest = (_LATEST - _EPOCH) // timedelta(microseconds=1)
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 < value < latest:
-        raise BadRequest("input 'time' must be microseconds since 1970, as an integer")
+        raise BadRequestError("input 'time' must be microseconds since 1970, as an integer")
     return _EPOCH + timedelta(microseconds=int(value))
 
 
 def _check_shape(tensor: Tensor, count: int | None) -> None:
     if len(tensor.shape) != 1 or tensor.shape[0] != len(tensor.values):
-        raise BadRequest(
-            f"input {tensor.name!r} has shape {list(tensor.shape)} but {len(tensor.values)} values"
-        )
+        raise BadRequestError(f"input {tensor.name!r} has shape {list(tensor.shape)} but {len(tensor.values)} values")
     if count is not None and tensor.shape[0] != count:
-        raise BadRequest(f"input {tensor.name!r} must hold {count} value, not {tensor.shape[0]}")
+        raise BadRequestError(f"input {tensor.name!r} must hold {count} value, not {tensor.shape[0]}")

@@ -124,6 +124,13 @@ class Registry:
                 client.set_registered_model_alias(self._name, CHALLENGER, version.version)
             return version.version
 
+    def offer(self, version: str) -> None:
+        """Give a version the alias `challenger`, unless it is champion."""
+        with self._client() as client:
+            aliases = self._aliases(client)
+            if str(version) not in (aliases.get(CHAMPION), aliases.get(CHALLENGER)):
+                client.set_registered_model_alias(self._name, CHALLENGER, str(version))
+
     def aliases(self) -> dict[str, str]:
         """Version by alias; empty before the first registration."""
         with self._client() as client:
@@ -143,9 +150,7 @@ class Registry:
         for known in self.versions():
             if known.version == str(version):
                 return known
-        raise EvergreenError(
-            f"version {version} is not registered", "See `evergreen status` for those that are"
-        )
+        raise EvergreenError(f"version {version} is not registered", "See `evergreen status` for those that are")
 
     def versions(self) -> list[Version]:
         """All versions, newest first."""
@@ -220,9 +225,7 @@ class Registry:
             aliases = self._aliases(client)
             previous = aliases.get(PREVIOUS)
             if previous is None:
-                raise EvergreenError(
-                    "there is no previous champion to go back to", "Use `evergreen promote VERSION`"
-                )
+                raise EvergreenError("there is no previous champion to go back to", "Use `evergreen promote VERSION`")
             champion = aliases.get(CHAMPION)
             if champion and champion != previous:
                 client.set_model_version_tag(self._name, champion, ROLLOUT, "rolled_back: by hand")
@@ -246,9 +249,7 @@ class Registry:
     def _client(self) -> Iterator["MlflowClient"]:
         """MLflow's client, quiet and without telemetry; its errors become one line."""
         os.environ.update(TELEMETRY_OFF | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"})
-        os.environ.setdefault(
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
-        )  # the default keeps one waiting 4 minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default keeps one waiting 4 minutes
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
         import mlflow
@@ -267,9 +268,7 @@ class Registry:
             yield client
         except MlflowException as error:
             line = str(error).strip().splitlines()[0][:300]
-            raise EvergreenError(
-                f"MLflow at {uri} says: {line}", "Check EVERGREEN_MLFLOW_TRACKING_URI"
-            ) from error
+            raise EvergreenError(f"MLflow at {uri} says: {line}", "Check EVERGREEN_MLFLOW_TRACKING_URI") from error
 
     def _aliases(self, client: "MlflowClient") -> dict[str, str]:
         from mlflow.exceptions import MlflowException

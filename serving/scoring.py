@@ -1,4 +1,4 @@
-"""Features and scores of one request: the same few lines for the server and for whoever checks its answers."""
+"""Features and scores of one request: the same lines for the server and for whoever checks its answers."""
 
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ class Reader(Protocol):
 
 
 class WarmBundle(Bundle):
-    """A bundle that builds its ranker once, so that scoring one request does not build the embedding table anew."""
+    """A bundle that builds its ranker once, not with its whole embedding table for each request."""
 
     @cached_property
     def _built(self) -> Any:

@@ -52,9 +52,7 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     from serving.scoring import Scorer, online_reader
 
     torch.set_num_threads(THREADS)
-    model = RankerPredictor(
-        settings.model_name, options.version, Scorer(options.bundle, online_reader(settings))
-    )
+    model = RankerPredictor(settings.model_name, options.version, Scorer(options.bundle, online_reader(settings)))
     model.load()
     # What is loaded stays: without this a full collection stops the server for 200 ms now and then.
     gc.collect()
@@ -81,9 +79,7 @@ def _model_server(host: str, port: int) -> Any:
     rest.uvicorn.Config = _Config  # KServe 0.21 has no setting for the interface
     for name in ("kserve", "kserve.trace", "uvicorn", "uvicorn.error", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    server = ModelServer(
-        http_port=port, workers=1, enable_grpc=False, enable_latency_logging=False, grace_period=GRACE
-    )
+    server = ModelServer(http_port=port, workers=1, enable_grpc=False, enable_latency_logging=False, grace_period=GRACE)
     logging.getLogger("kserve").addFilter(_NotTheirFault())
     for name in ("kserve", "kserve.trace"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -98,9 +94,7 @@ def _refuse_malformed(request: Any, error: Any) -> Any:
 
     first = error.errors()[0]
     where = ".".join(str(part) for part in first.get("loc", ()) if part not in ("body", "InferenceRequest"))
-    return JSONResponse(
-        {"error": f"malformed request: {where} {first.get('msg', '')}".strip()}, status_code=400
-    )
+    return JSONResponse({"error": f"malformed request: {where} {first.get('msg', '')}".strip()}, status_code=400)
 
 
 def _clear_errors(decode: Any) -> Any:
@@ -121,9 +115,7 @@ def _clear_errors(decode: Any) -> Any:
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="serving.server", description=__doc__)
     parser.add_argument("--bundle", type=Path, required=True, help="directory of the bundle")
-    parser.add_argument(
-        "--version", default=os.environ.get("EVERGREEN_MODEL_VERSION", ""), help="its version"
-    )
+    parser.add_argument("--version", default=os.environ.get("EVERGREEN_MODEL_VERSION", ""), help="its version")
     parser.add_argument("--digest", default="", help="refuse the bundle unless it has this digest")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--host", default=LOOPBACK)

@@ -1,8 +1,9 @@
 """A small, deterministic dataset in the contract, for the tests of every room.
 
-Users like two of six categories; a save depends on that match, on the item's quality and on a slow drift (each
-user's second liking moves on every ten days). Day `d` is generated from `(seed, d)` alone, so a longer dataset begins
-with exactly the rows of a shorter one: `days=14` then `days=21, first=14` is the same history in two deliveries.
+Users like two of six categories; a save depends on that match, on the item's quality and on a slow drift
+(each user's second liking moves on every ten days). Day `d` is generated from `(seed, d)` alone, so a longer
+dataset begins with exactly the rows of a shorter one: `days=14` then `days=21, first=14` is the same history
+in two deliveries.
 """
 
 import json
@@ -36,9 +37,9 @@ def write_contract_dir(
 ):
     """Write days [first, days) of the world `(users, items, seed)` as a contract directory; returns `path` as Path.
 
-    The first action is the primary one; an action called `hide` is negative. `exposure="positives"` keeps only the
-    rows with an action. `context_features` (one column, `surface`) follows `item_features` unless given.
-    `late_share` of the rows become known one to three days after they were shown.
+    The first action is the primary one; an action called `hide` is negative. `exposure="positives"` keeps
+    only the rows with an action. `context_features` (one column, `surface`) follows `item_features` unless
+    given. `late_share` of the rows become known one to three days after they were shown.
     """
     path = Path(path)
     context = item_features if context_features is None else context_features
@@ -135,9 +136,7 @@ def _items(world, features):
     if features:
         names = [CATEGORIES[c] for c in world["category"]]
         columns["category"] = names
-        columns["tags"] = [
-            [n, "good" if q > 0 else "plain"] for n, q in zip(names, world["quality"], strict=True)
-        ]
+        columns["tags"] = [[n, "good" if q > 0 else "plain"] for n, q in zip(names, world["quality"], strict=True)]
         columns["length"] = world["length"]
     return pa.table(columns)
 

@@ -19,8 +19,8 @@ def read(path: Path) -> Dataset:
     Files are read in the order of their names. The schemas of all files are looked at before the first row.
 
     Raises:
-        EvergreenError: The directory, a file or a column is missing, or a file cannot be read; the error names it.
-            A file whose damage shows only further in raises while the engagements are read.
+        EvergreenError: The directory, a file or a column is missing, or a file cannot be read; the error
+            names it. A file whose damage shows only further in raises while the engagements are read.
     """
     path = Path(path)
     if not path.is_dir():

