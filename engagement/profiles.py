@@ -68,7 +68,7 @@ def merge(root: Path, parts: list[Part], room: Room, table: pa.Table, manifest: 
     beside = checked.good.join(before, on=keys, how="left", maintain_order="left")
     changed = beside.filter(pl.col("_before").is_not_null() & (pl.col("_before") != as_json(beside, content)))
     new = beside.filter(pl.col("_before").is_null()).select(schema.names).sort(time, key)
-    bad = pl.concat([checked.bad, as_bad(room, changed.with_columns(reason=pl.lit("changed")), schema.names)])
+    bad = pl.concat([checked.bad, as_bad(room, changed.with_columns(_reason=pl.lit("changed")), schema.names)])
     return Profiles(
         schema=schema,
         new=new,

@@ -2,9 +2,11 @@
 
 import polars as pl
 import pyarrow as pa
+from polars import selectors
 
 UTC_US = pl.Datetime("us", "UTC")
 _TRUTH = {"0": False, "1": True, "false": False, "true": True, "f": False, "t": True}
+_MAX_MS = 2**63 // 1000 - 1
 _NAIVE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f")
 
 
@@ -16,31 +18,64 @@ def frame(table: pa.Table) -> pl.DataFrame:
 
 
 def as_json(rows: pl.DataFrame, columns: list[str]) -> pl.Series:
-    """Each row's columns as JSON text, whatever their types: for people to read, and to compare rows with lists."""
+    """Each row's columns as JSON text, bytes in hex: for people to read, and to compare rows that hold lists."""
     if not rows.height:  # polars cannot encode nothing
         return pl.Series([], dtype=pl.String)
-    return rows.select(pl.struct(columns).struct.json_encode()).to_series()
+    instants = [_shown(n, rows.schema[n]) for n in columns if isinstance(rows.schema[n], pl.Datetime)]
+    shown = rows.select(columns).with_columns(selectors.binary().bin.encode("hex"), *instants)
+    return shown.select(pl.struct(columns).struct.json_encode()).to_series()
+
+
+def _shown(name: str, kind: pl.DataType) -> pl.Expr:
+    """An instant as text; one beyond the year 9999, which polars cannot write, as its bare number."""
+    assert isinstance(kind, pl.Datetime)
+    number, per_second = pl.col(name).cast(pl.Int64), {"ms": 10**3, "us": 10**6, "ns": 10**9}[kind.time_unit]
+    writable = (number // per_second).is_between(-62_135_596_800, 253_402_300_799)
+    return pl.coalesce(pl.when(writable).then(pl.col(name)).dt.to_string("iso"), number.cast(pl.String)).alias(name)
 
 
 def delivered(name: str, column: pa.ChunkedArray) -> pl.Series:
     """An arrow column as polars; NaN becomes null, because that is how pandas writes null.
 
-    A column of a type that no contract column can be read from, as a struct or a map, becomes lists that hold
-    the type's name: it has no reading either, and the quarantine shows why.
+    A column of a type from which no contract column can be read, as a struct or a time of day, becomes lists that
+    hold the type's name: it has no reading either, and the quarantine shows why.
     """
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if (listed or not pa.types.is_nested(kind)) and not isinstance(kind, pa.BaseExtensionType):
-        try:
+    try:
+        if pa.types.is_dictionary(kind):
+            column = column.cast(kind.value_type)
+        if pa.types.is_timestamp(kind) and kind.unit == "s":
+            column = column.cast(pa.timestamp("ms", kind.tz))
+        if pa.types.is_decimal(kind):
+            column = column.cast(pa.float64())
+        column = _valid_text(column)
+        if _readable(column.type):
             values = pl.from_arrow(column)
             assert isinstance(values, pl.Series)
             return (values.fill_nan(None) if values.dtype.is_float() else values).alias(name)
-        except (pl.exceptions.PolarsError, pa.ArrowException, TypeError, ValueError):
-            pass  # polars has no such type
+    except pa.ArrowException:
+        pass  # as seconds beyond the range of milliseconds
     shown = [None if null else [f"<{kind}>"] for null in column.is_null().to_pylist()]
     return pl.Series(name, shown, pl.List(pl.String))
+
+
+def _valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column itself, or as bytes where its text is no UTF-8: Parquet does not check, polars and Python do."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return column.cast(pa.binary())
+    return column
+
+
+def _readable(kind: pa.DataType) -> bool:
+    of = pa.types
+    if of.is_list(kind) or of.is_large_list(kind) or of.is_fixed_size_list(kind):
+        return not of.is_nested(kind.value_type) and _readable(kind.value_type)
+    text = of.is_string(kind) or of.is_large_string(kind) or of.is_string_view(kind)
+    raw = of.is_binary(kind) or of.is_large_binary(kind)
+    number = of.is_integer(kind) or of.is_floating(kind) or of.is_boolean(kind)
+    return text or raw or number or of.is_timestamp(kind) or of.is_date32(kind) or of.is_null(kind)
 
 
 def reading(values: pl.Series, kind: pa.DataType) -> pl.Series:
@@ -73,9 +108,18 @@ def _text(values: pl.Series) -> pl.Series:
         return values
     if kind.is_float():  # ids that met a null on their way through pandas: 7.0 is "7"
         return _whole(values).cast(pl.String)
-    if kind.is_integer() or kind in (pl.Categorical, pl.Enum, pl.Null, pl.Boolean):
+    if kind.is_integer() or kind in (pl.Null, pl.Boolean):
         return values.cast(pl.String)
+    if kind == pl.Binary:  # text that a writer did not mark as text
+        return pl.Series(values.name, [_utf8(v) for v in values], pl.String)
     return _nothing(values, pl.String)
+
+
+def _utf8(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _whole(values: pl.Series) -> pl.Series:
@@ -102,8 +146,10 @@ def _instant(values: pl.Series) -> pl.Series:
     """Instants in UTC; text in ISO 8601; without a zone taken as UTC. Bare numbers have no unit, so no reading."""
     kind = values.dtype
     if isinstance(kind, pl.Datetime):
-        zoned = values.dt.replace_time_zone("UTC") if kind.time_zone is None else values.dt.convert_time_zone("UTC")
-        return zoned.dt.cast_time_unit("us")
+        if kind.time_unit == "ms":  # polars would wrap around: nanoseconds that pose as milliseconds, say
+            values = values.set(values.dt.timestamp("ms").abs() > _MAX_MS, None)
+        utc = values.dt.convert_time_zone("UTC") if kind.time_zone else values.dt.replace_time_zone("UTC")
+        return utc.dt.cast_time_unit("us")
     if kind == pl.Date:
         return values.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     if kind == pl.String:

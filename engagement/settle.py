@@ -45,7 +45,7 @@ def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) 
     contested = _contested(group)
     judged = _judge(group.filter(contested), columns)
     alone = group.filter(~contested & _GIVEN).select(columns)
-    accepted = judged.filter(pl.col("reason").is_null())
+    accepted = judged.filter(pl.col("_reason").is_null())
     new = pl.concat([alone, accepted.filter(~pl.col("_present")).select(columns)])
     usable = pl.concat([alone, accepted.select(columns)])
     if items is not None:
@@ -55,7 +55,7 @@ def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) 
     times = usable["event_timestamp"].dt.timestamp("us")
     return Settled(
         new=new,
-        bad=as_bad("engagements", judged.filter(pl.col("reason").is_not_null()).sort("_row"), columns),
+        bad=as_bad("engagements", judged.filter(pl.col("_reason").is_not_null()).sort("_row"), columns),
         present=int(accepted["_present"].sum()),
         requests=usable["request_id"].hash().n_unique(),
         users=usable["user_id"].hash().unique(),
@@ -79,25 +79,25 @@ def _contested(group: pl.DataFrame) -> pl.Series:
 
 
 def _judge(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """The delivered rows with `reason`, null for the usable ones, and `_present` where the store holds the row."""
+    """The delivered rows with `_reason`, null for the usable ones, and `_present` where the store holds the row."""
     rows = rows.sort("_row")  # stored rows first, then the order of delivery: the first row is right
     stored = rows.filter(~_GIVEN & ~pl.col("sampled"))
     held = stored.select(*KEY, _held=True)
     same = stored.select(*columns, _present=True)
     owner = rows.group_by("request_id", maintain_order=True).agg(pl.col("user_id").first().alias("_owner"))
     given = rows.filter(_GIVEN)
-    given = given.with_columns(reason=pl.when(~pl.struct(columns).is_first_distinct()).then(pl.lit("duplicate")))
+    given = given.with_columns(_reason=pl.when(~pl.struct(columns).is_first_distinct()).then(pl.lit("duplicate")))
     given = given.join(same, on=columns, how="left", nulls_equal=True, maintain_order="left")
     given = given.join(owner, on="request_id", how="left", maintain_order="left")
     given = given.join(held, on=KEY, how="left", maintain_order="left")
     given = given.with_columns(pl.col("_present", "_held").fill_null(value=False))
     given = _blame(given, pl.col("user_id") != pl.col("_owner"), "other_user")
-    free = pl.col("reason").is_null()
+    free = pl.col("_reason").is_null()
     later = free & ~pl.struct(*KEY, free).is_first_distinct()
     return _blame(given, ~pl.col("_present") & (pl.col("_held") | later), "repeated_item")
 
 
 def _blame(rows: pl.DataFrame, guilty: pl.Expr, reason: str) -> pl.DataFrame:
     """Give rows without a reason this one where `guilty`."""
-    blamed = pl.when(pl.col("reason").is_null() & guilty).then(pl.lit(reason)).otherwise(pl.col("reason"))
-    return rows.with_columns(reason=blamed)
+    blamed = pl.when(pl.col("_reason").is_null() & guilty).then(pl.lit(reason)).otherwise(pl.col("_reason"))
+    return rows.with_columns(_reason=blamed)

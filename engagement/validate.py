@@ -91,7 +91,7 @@ def check_engagements(
         .when(event.dt.timestamp("us") < 0).then(pl.lit("before_1970"))
         .when(pl.col("created_timestamp").dt.timestamp("us") > now_us).then(pl.lit("future_timestamp"))
         .when(pl.col("_known").is_null()).then(pl.lit("unknown_item"))
-        .alias("reason")
+        .alias("_reason")
     ).to_series()  # fmt: skip
     return _split("engagements", raw, cast, reason, schema.names)
 
@@ -116,16 +116,16 @@ def check_profiles(table: pa.Table, schema: pa.Schema, room: str, now_us: int) -
         pl.when("_null").then(pl.lit("null_key"))
         .when("_mistyped").then(pl.lit("bad_type"))
         .when(late).then(pl.lit("future_timestamp"))
-        .alias("reason")
+        .alias("_reason")
     ).to_series()  # fmt: skip
     checked = _split(room, raw, cast, reason, schema.names)
     again = checked.good.select(
         pl.when(~pl.struct(schema.names).is_first_distinct()).then(pl.lit("duplicate"))
         .when(~pl.struct([key] if room == "items" else [key, time]).is_first_distinct())
         .then(pl.lit("repeated_item" if room == "items" else "repeated_user"))
-        .alias("reason")
+        .alias("_reason")
     ).to_series()  # fmt: skip
-    repeated = checked.good.with_columns(reason=again).drop_nulls("reason")
+    repeated = checked.good.with_columns(_reason=again).drop_nulls("_reason")
     return Checked(checked.good.filter(again.is_null()), pl.concat([checked.bad, as_bad(room, repeated, schema.names)]))
 
 
@@ -142,12 +142,12 @@ def required_columns(manifest: Manifest) -> list[str]:
 
 
 def as_bad(room: str, rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """Rows with `reason`, `_file` and `_row` in the columns of the quarantine."""
+    """Rows with `_reason`, `_file` and `_row` in the columns of the quarantine."""
     if not rows.height:
         return pl.DataFrame(schema=BAD)
     named = {
         "table": pl.lit(room),
-        "reason": pl.col("reason"),
+        "reason": pl.col("_reason"),
         "file": pl.col("_file"),
         "row_number": pl.col("_row"),
     }
@@ -201,5 +201,5 @@ def _odd_embedding(embedding: pl.Series) -> pl.Series:
 
 
 def _split(room: str, raw: pl.DataFrame, cast: pl.DataFrame, reason: pl.Series, columns: list[str]) -> Checked:
-    bad = raw.with_columns(reason=reason).drop_nulls("reason")
+    bad = raw.with_columns(_reason=reason).drop_nulls("_reason")
     return Checked(cast.filter(reason.is_null()), as_bad(room, bad, columns))

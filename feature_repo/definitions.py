@@ -11,7 +11,7 @@ import yaml
 
 from engagement.files import write_text
 from engagement.table import TableSpec
-from feature_repo.features import SERVICE, View, views
+from feature_repo.features import SERVICE, ColumnType, View, views
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -65,7 +65,7 @@ def apply(root: Path, spec: TableSpec) -> None:
         store = open_store(root, online=Path(scratch))
         wanted = objects(spec)
         names = {o.name for o in wanted}
-        gone = [v for v in store.list_feature_views() if v.name not in names]
+        gone: list[Any] = [v for v in store.list_feature_views() if v.name not in names]
         store.apply(wanted, objects_to_delete=gone, partial=not gone)
     write_text(done, mark)
 
@@ -85,7 +85,7 @@ def _feature_view(view: View, entity: Any) -> Any:
     from feast.data_format import ParquetFormat
     from feast.types import Array, Float32, Float64, Int64, String
 
-    types = {
+    types: dict[ColumnType, Any] = {
         "string": String,
         "strings": Array(String),
         "float": Float64,

@@ -23,7 +23,9 @@ CATEGORIES_WIDTH = 8  # of a list<string> the first eight count
 COUNT_DAYS = (1, 7, 30)
 RATE_DAYS = 30
 RATE_PRIOR_WEIGHT = 20.0  # impressions' worth of trust in the global rate
-STATS_TTL = timedelta(days=7)  # longer than the longest gap between two slots; a stopped pipeline serves nulls, not old counts
+STATS_TTL = timedelta(
+    days=7
+)  # longer than the longest gap between two slots; a stopped pipeline serves nulls, not old counts
 ITEM_CREATED = "_created_us"  # column of item_profile that the age is worked out from; no feature itself
 _TAKEN = ("event_timestamp", "created_timestamp", "embedding")  # columns of every profile view
 
@@ -110,7 +112,9 @@ def declare(manifest: Manifest, item_schema: pa.Schema, user_schema: pa.Schema) 
     stats = statistics(manifest.actions, manifest.primary_action)
     for entity, names in (("user", manifest.user_features), ("item", manifest.item_features)):
         for name in set(names) & set(_TAKEN):
-            raise EvergreenError(f"'{name}' cannot name a feature of an {entity}", "Rename the column and the manifest's entry")
+            raise EvergreenError(
+                f"'{name}' cannot name a feature of an {entity}", "Rename the column and the manifest's entry"
+            )
     user = [_profile("user", n, user_schema) for n in manifest.user_features]
     item = [_profile("item", n, item_schema) for n in manifest.item_features]
     if "embedding" in item_schema.names:
@@ -135,7 +139,7 @@ def views(spec: TableSpec) -> tuple[View, ...]:
     """The Feast views that hold the declared features."""
     never = timedelta(0)
     item_columns = ((ITEM_CREATED, "int"), *_columns(spec, "item_profile"))
-    history = (("time", "ints"), ("actions", "ints"), ("item", "strings"))
+    history: tuple[tuple[str, ColumnType], ...] = (("time", "ints"), ("actions", "ints"), ("item", "strings"))
     found = (
         View("user_profile", "user", never, _columns(spec, "user_profile")),
         View("item_profile", "item", never, item_columns),
@@ -170,12 +174,16 @@ def _columns(spec: TableSpec, view: str) -> tuple[tuple[str, ColumnType], ...]:
 
 
 def _stat(entity: Entity, stat: Statistic) -> Feature:
-    return Feature(f"{entity}_stats__{stat.name}", _level(entity), "numeric", transform="none" if stat.rate else "log1p")
+    return Feature(
+        f"{entity}_stats__{stat.name}", _level(entity), "numeric", transform="none" if stat.rate else "log1p"
+    )
 
 
 def _profile(entity: Entity, name: str, schema: pa.Schema) -> Feature:
     if name not in schema.names:
-        raise EvergreenError(f"the {entity}s lack the column '{name}' that the manifest names", "Import the dataset again")
+        raise EvergreenError(
+            f"the {entity}s lack the column '{name}' that the manifest names", "Import the dataset again"
+        )
     kind, width = _kind(entity, name, schema.field(name).type)
     return Feature(f"{entity}_profile__{name}", _level(entity), kind, width)
 

@@ -40,14 +40,31 @@ class ActionLog:
     item: pa.Array
 
     @classmethod
-    def of(cls, log: pl.DataFrame, actions: tuple[str, ...], users: pl.Series | None = None) -> "ActionLog":
-        """Collect the actions of an engagement log, of all users or of the given ones."""
+    def of(
+        cls,
+        log: pl.DataFrame,
+        actions: tuple[str, ...],
+        users: pl.Series | None = None,
+        before_us: int | None = None,
+    ) -> "ActionLog":
+        """Collect the actions of an engagement log.
+
+        Args:
+            log: Engagement rows.
+            actions: Names of the action columns, in the order of the bits.
+            users: Whose actions; everybody's by default.
+            before_us: Leave out what became known at or after this instant.
+        """
         mask = pl.sum_horizontal([pl.col(a).fill_null(False).cast(pl.Int64) * (1 << i) for i, a in enumerate(actions)])
         frame = log.lazy().filter(~pl.col("sampled"))
         if users is not None:
             frame = frame.filter(pl.col("user_id").is_in(users.unique().to_list()))
+        if before_us is not None:
+            frame = frame.filter(KNOWN.lt(before_us))
         rows = (
-            frame.select("user_id", "item_id", time=pl.col("event_timestamp").dt.timestamp("us"), known=KNOWN, actions=mask)
+            frame.select(
+                "user_id", "item_id", time=pl.col("event_timestamp").dt.timestamp("us"), known=KNOWN, actions=mask
+            )
             .filter(pl.col("actions") != 0)
             # Time and item make the order, and so the last hundred, independent of the order of the log.
             .sort("user_id", "known", "time", "item_id")

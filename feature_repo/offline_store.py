@@ -20,15 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import utils
 from feast.data_source import DataSource
-from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
 from feast.errors import FeastEntityDFMissingColumnsError
 from feast.feature_logging import LoggingConfig, LoggingSource
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
 from feast.infra.offline_stores import offline_utils
 from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource, SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.saved_dataset import SavedDatasetStorage
 
 from engagement.errors import EvergreenError
 from engagement.index import to_us
@@ -87,10 +88,9 @@ class AsofRetrievalJob(RetrievalJob):
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
         return self._run().to_pandas()
 
-    def persist(
-        self, storage: SavedDatasetFileStorage, allow_overwrite: bool = False, timeout: int | None = None
-    ) -> None:
+    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
         """Write the result as one Parquet file at the place of a saved dataset."""
+        assert isinstance(storage, SavedDatasetFileStorage)
         path = Path(FileSource.get_uri_for_file_path(self._repo_path, storage.file_options.uri))
         if path.exists() and not allow_overwrite:
             raise EvergreenError(f"{path} exists already", "Choose another place or allow it to be overwritten")
@@ -125,7 +125,9 @@ class AsofOfflineStore(OfflineStore):
         """
         if not isinstance(entity_df, pd.DataFrame):
             raise EvergreenError("the offline store joins to a DataFrame of entity rows only", "Pass one as entity_df")
-        time = offline_utils.infer_event_timestamp_from_entity_df(dict(zip(entity_df.columns, entity_df.dtypes)))
+        time = offline_utils.infer_event_timestamp_from_entity_df(
+            dict(zip(entity_df.columns, entity_df.dtypes, strict=True))
+        )
         on_demand = utils._get_requested_on_demand_feature_views(feature_refs, project, registry)
         wanted, _on_demand = utils._get_requested_feature_views_to_features_dict(feature_refs, feature_views, on_demand)
         keys = {theirs for view in wanted for theirs, _mine in _keys(view)}
@@ -184,7 +186,9 @@ class AsofOfflineStore(OfflineStore):
                 to_us(end_date),
                 config.offline_store.hide_late_rows,
             )
-            return _with_dummy(_gather(source, [*join_key_columns, *feature_name_columns, *times], rows), join_key_columns)
+            return _with_dummy(
+                _gather(source, [*join_key_columns, *feature_name_columns, *times], rows), join_key_columns
+            )
 
         return AsofRetrievalJob(run, config.repo_path)
 
@@ -219,7 +223,7 @@ class AsofOfflineStore(OfflineStore):
         config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
         """Add rows to a view's source as one more file; the source must be a directory or a `*.parquet` pattern."""
-        path = Path(FileSource.get_uri_for_file_path(config.repo_path, feature_view.batch_source.path))
+        path = Path(FileSource.get_uri_for_file_path(config.repo_path, _file_source(feature_view.batch_source).path))
         if path.suffix == ".parquet" and "*" not in path.name:
             raise EvergreenError(f"{path} is a single file, to which nothing can be added", "Use a directory as source")
         directory = path.parent if "*" in path.name else path
@@ -247,6 +251,7 @@ def _join_view(
 ) -> pa.Table:
     """The features of one view for every entity row, under the view's own names."""
     source = view.batch_source
+    assert source is not None
     stored = {new: old for old, new in source.field_mapping.items()}
     keys = [(theirs, stored.get(mine, mine)) for theirs, mine in _keys(view)]
     event = stored.get(source.timestamp_field, source.timestamp_field)
@@ -263,10 +268,14 @@ def _keys(view: FeatureView) -> list[tuple[str, str]]:
     return [(view.projection.join_key_map.get(n, n), n) for n in names]
 
 
-def _scan(config: RepoConfig, source: DataSource | None) -> pl.LazyFrame:
+def _file_source(source: DataSource | None) -> FileSource:
     if not isinstance(source, FileSource):
         raise EvergreenError(f"the offline store reads Parquet files, not {type(source).__name__}", "Use a FileSource")
-    path = FileSource.get_uri_for_file_path(config.repo_path, source.path)
+    return source
+
+
+def _scan(config: RepoConfig, source: DataSource | None) -> pl.LazyFrame:
+    path = FileSource.get_uri_for_file_path(config.repo_path, _file_source(source).path)
     if "://" in path:
         return pl.scan_parquet(path, hive_partitioning=False)
     place = Path(path)

@@ -113,7 +113,9 @@ class OnlineReader:
         try:
             return (self._root / CURRENT).readlink()
         except OSError as error:
-            raise EvergreenError(f"no features were materialised in {self._root}", "Run evergreen retrain first") from error
+            raise EvergreenError(
+                f"no features were materialised in {self._root}", "Run evergreen retrain first"
+            ) from error
 
     def _fresh(self) -> "_Version":
         target = self._target()
@@ -133,7 +135,9 @@ class _Version:
         try:
             recorded = json.loads((directory / "version.json").read_text())
         except (OSError, ValueError) as error:
-            raise EvergreenError(f"the online features in {directory} are damaged ({error})", "Run evergreen retrain") from error
+            raise EvergreenError(
+                f"the online features in {directory} are damaged ({error})", "Run evergreen retrain"
+            ) from error
         self.spec = TableSpec.from_json(recorded["spec"])
         self.as_of = datetime.fromisoformat(recorded["as_of"])
         self._store = open_store(root, registry=directory, online=directory)

@@ -13,9 +13,11 @@ polars' `join_asof` does the search: on 100,000 rows by three views it took 0.6 
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Literal
 
 import polars as pl
 
+Unit = Literal["ns", "us"]
 KNOWN, EVENT, ROW, TIME = "__known", "__event", "__row", "__time"  # no declared column can start like this
 
 
@@ -46,7 +48,7 @@ def match(
     """
     left, right = _same_types(entities, source, keys)
     by = left.columns
-    unit = "ns" if "ns" in {_unit(entities[time]), *(_unit(source[c]) for c in (event, created) if c)} else "us"
+    unit = _finest(entities[time], *(source[c] for c in (event, created) if c))
     answers = _answers(right.with_columns(_instants(source, event, created, unit, hide_late)), by)
     questions = left.with_columns(_instant(entities[time], unit).alias(TIME)).with_row_index(ROW + "_of_entity")
     found = questions.sort(TIME, nulls_last=True).join_asof(
@@ -77,13 +79,15 @@ def latest(
     Returns:
         Row numbers into `source`, ascending.
     """
-    rows = pl.DataFrame([*(source[k] for k in keys), *_instants(source, event, created, "us", hide_late)])
-    answers = _answers(rows.filter(pl.col(KNOWN) <= end_us), list(keys))
+    unit = _finest(*(source[c] for c in (event, created) if c))
+    scale = _ticks(timedelta(microseconds=1), unit)
+    rows = pl.DataFrame([*(source[k] for k in keys), *_instants(source, event, created, unit, hide_late)])
+    answers = _answers(rows.filter(pl.col(KNOWN) <= end_us * scale), list(keys))
     last = answers.unique(list(keys), keep="last", maintain_order=True) if keys else answers.tail(1)
-    return last.filter(pl.col(KNOWN) >= start_us)[ROW].sort()
+    return last.filter(pl.col(KNOWN) >= start_us * scale)[ROW].sort()
 
 
-def _instants(source: pl.DataFrame, event: str, created: str | None, unit: str, hide_late: bool) -> list[pl.Series]:
+def _instants(source: pl.DataFrame, event: str, created: str | None, unit: Unit, hide_late: bool) -> list[pl.Series]:
     true = _instant(source[event], unit).alias(EVENT)
     told = _instant(source[created], unit).fill_null(true) if created else true
     known = pl.select(pl.max_horizontal(true, told) if hide_late else true).to_series().alias(KNOWN)
@@ -96,6 +100,7 @@ def _answers(rows: pl.DataFrame, by: list[str]) -> pl.DataFrame:
     present = rows.filter(pl.all_horizontal(pl.col(EVENT, *by).is_not_null()))
     ordered = present.sort(KNOWN, EVENT, "__told", ROW)
     newest = pl.col(EVENT).cum_max()
+    # Rows are in the order of `known`: what is older than a row known before it never is the answer.
     rising = ordered.filter(pl.col(EVENT) >= (newest.over(by) if by else newest))
     return rising.unique([*by, KNOWN], keep="last", maintain_order=True).drop("__told")
 
@@ -105,7 +110,8 @@ def _same_types(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Key columns of both sides under common names and types; one constant key where there is none."""
     if not keys:
-        return tuple(pl.select(__key0=pl.zeros(len(side), pl.Int8, eager=False)) for side in (entities, source))
+        one = [pl.select(__key0=pl.zeros(len(side), pl.Int8)) for side in (entities, source)]
+        return one[0], one[1]
     left, right = {}, {}
     for i, (mine, theirs) in enumerate(keys):
         a, b = entities[mine], source[theirs]
@@ -116,16 +122,17 @@ def _same_types(
     return pl.DataFrame(left), pl.DataFrame(right)
 
 
-def _unit(column: pl.Series) -> str:
-    return getattr(column.dtype, "time_unit", None) or "us"
+def _finest(*columns: pl.Series) -> Unit:
+    # Rounding nanoseconds would show a row up to a microsecond early, so they are compared as they are.
+    return "ns" if any(getattr(c.dtype, "time_unit", None) == "ns" for c in columns) else "us"
 
 
-def _instant(column: pl.Series, unit: str) -> pl.Series:
+def _instant(column: pl.Series, unit: Unit) -> pl.Series:
     """Ticks since 1970 UTC; a time without zone is UTC."""
     if not isinstance(column.dtype, pl.Datetime):
         column = column.cast(pl.Datetime(unit))
     return column.dt.cast_time_unit(unit).to_physical()
 
 
-def _ticks(length: timedelta, unit: str) -> int:
+def _ticks(length: timedelta, unit: Unit) -> int:
     return length // timedelta(microseconds=1) * (1000 if unit == "ns" else 1)

@@ -176,7 +176,7 @@ def _raw_table(inputs: Inputs, requests: Requests, joined: dict[str, pa.Array]) 
     of_user = {n: c.take(first) for n, c in joined.items() if n.startswith("user_")}
     context = {c: frame[c].to_arrow().cast(pa.string()) for c in frame.columns if c.startswith(CONTEXT)}
     users = frame["user_id"].to_arrow().cast(pa.string())
-    history = ActionLog.of(inputs.log, spec.actions, frame["user_id"])
+    history = ActionLog.of(inputs.log, spec.actions, frame["user_id"], before_us=int(requests.time.max()))
     start, end = history.pointers(users, requests.time)
     return RawTable(
         spec=spec,

@@ -73,7 +73,9 @@ def collect(log: pl.DataFrame, spec: TableSpec, start: datetime, end: datetime) 
         .collect()
     )
     if not len(requests):
-        raise EvergreenError(f"no requests between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M}", "Choose a window with data")
+        raise EvergreenError(
+            f"no requests between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M}", "Choose a window with data"
+        )
     candidates = (
         log.lazy()
         .join(requests.lazy().select(*_KEY, ":request", ":time"), on=_KEY, how="inner", maintain_order="left")

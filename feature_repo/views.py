@@ -144,12 +144,14 @@ class _Prefixes:
         return f"{self._base}:{self._hash.hexdigest()[:32]}"
 
 
-def _midnights(parts: list[Part], as_of: int) -> range:
-    """The midnights that have a snapshot: after the first row, up to `as_of`; microseconds."""
-    if not parts:
-        return range(0)
-    first = (min(p.first for p in parts) // DAY_US + 1) * DAY_US
-    return range(first, as_of + 1, DAY_US)
+def _midnights(parts: list[Part], as_of: int) -> list[int]:
+    """The midnights that have a snapshot: after the first row, up to `as_of`; microseconds.
+
+    Where there is none yet, the latest midnight stands in with no rows, so that every view has a file to be read.
+    """
+    newest = as_of // DAY_US * DAY_US
+    first = min((p.first for p in parts), default=as_of)
+    return list(range((first // DAY_US + 1) * DAY_US, as_of + 1, DAY_US)) or [newest]
 
 
 def _compute(inputs: Inputs, names: list[str]) -> Iterator[tuple[str, pa.Table]]:
@@ -170,12 +172,8 @@ def _profile(view: View, inputs: Inputs) -> pa.Table:
     if view.entity == "user":
         return inputs.users.append_column("created_timestamp", inputs.users.column("event_timestamp"))
     created = inputs.items.column("created_timestamp")
-    # A later version of an item does not make it young again.
-    first = as_polars(inputs.items.select(["item_id", "created_timestamp"])).select(
-        pl.col("created_timestamp").min().over("item_id").dt.timestamp("us")
-    )
     table = inputs.items.append_column("event_timestamp", created)
-    return table.append_column(ITEM_CREATED, first.to_series().to_arrow())
+    return table.append_column(ITEM_CREATED, created.cast(pa.int64()))
 
 
 def _stats(view: View, inputs: Inputs, days: list[datetime]) -> Iterator[tuple[str, pa.Table]]:
@@ -199,8 +197,11 @@ def _history(inputs: Inputs, days: list[datetime]) -> Iterator[tuple[str, pa.Tab
         visible = pa.array(log.known[last] + 1).cast(TIMESTAMP)
         columns = dict(zip(("time", "actions", "item"), log.arrays(last), strict=True))
         stem = f"{day:%Y-%m-%d}" if low + DAY_US <= as_of else PARTIAL
-        yield stem, pa.table(
-            {"user_id": log.owners(last), "event_timestamp": visible, "created_timestamp": visible, **columns}
+        yield (
+            stem,
+            pa.table(
+                {"user_id": log.owners(last), "event_timestamp": visible, "created_timestamp": visible, **columns}
+            ),
         )
 
 
@@ -233,7 +234,7 @@ def _mark(base: str, parts: list[Part], as_of: int = 0) -> str:
 
 
 def _still_true(name: str, mark: str, inputs: Inputs) -> bool:
-    """Whether a file of a later day than `as_of` may stay: nobody asked for it now, but it is under the same declaration."""
+    """Whether a file of a later day than `as_of`, which this build does not ask for, may stay."""
     stem = Path(name).stem
     later = stem not in (PARTIAL, EVERYTHING) and to_us(_day(stem, 0)) + DAY_US > to_us(inputs.snapshot.as_of)
     return later and mark.startswith(_base(inputs.spec))

@@ -31,7 +31,7 @@ class Feedforward(nn.Module):
     def forward(self, x_NLE: Tensor) -> Tensor:
         """Norm, two linear layers with ReLU, residual, norm."""
         x_NLE = self.norm1(x_NLE)
-        return self.norm2(x_NLE + self.down(self.dropout(F.relu(self.up(x_NLE)))))
+        return self.norm2(x_NLE + self.down(F.relu(self.up(x_NLE))))
 
 
 def _masked_softmax(logits: Tensor, keep: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ gives its users to the champion.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from serving.protocol import RankRequest
 from serving.registry import CHAMPION, ROLLOUT, Registry
 from serving.replay import Client
 from serving.rollout_state import PENDING, ROLLED_BACK, Final, Journal, RolloutResult, State, Step
-from serving.scoring import Reader, Scorer, online_reader
+from serving.scoring import Scorer, open_scorer
 from serving.stack import PREDICTOR, Stack, backend, serving_lock
 
 STEPS = (10, 50, 100)  # per cent of the users; a first model has nobody to share with and starts at the last
@@ -55,17 +56,22 @@ class Rollout:
     Args:
         settings: The home.
         registry: Its registry.
-        reader: Opens the online features; the default is the home's own.
+        stack: Where it serves; the default is the home's own.
+        scorer: Opens a bundle with the home's features, to know what the challenger should answer.
     """
 
     def __init__(
-        self, settings: Settings, registry: Registry, reader: Callable[[Settings], Reader] = online_reader
+        self,
+        settings: Settings,
+        registry: Registry,
+        stack: Stack | None = None,
+        scorer: Callable[[Settings, Path], Scorer] = open_scorer,
     ) -> None:
         self._settings = settings
         self._registry = registry
-        self._reader = reader
         self._journal = Journal(settings.serving)
-        self._stack = Stack(settings, registry)
+        self._stack = stack or Stack(settings, registry)
+        self._scorer = scorer
 
     def run(
         self,
@@ -151,7 +157,8 @@ class Rollout:
     def _step(self, state: State, percent: int, window: Sequence[RankRequest], live: _Live, tell: Progress) -> State:
         """Open the canary to a percentage, replay, judge."""
         if state.stage != str(percent):
-            state = self._journal.move(state, str(percent), "previous step passed", salt=state.salt)
+            why = "previous step passed" if state.steps else "ready"
+            state = self._journal.move(state, str(percent), why, salt=state.salt)
         tell(f"v{state.version} at {percent} %: replaying {len(window)} requests")
         self._stack.gateway.shift(percent)
         wanted = [_wanted(state, percent, request) for request in window]
@@ -215,7 +222,6 @@ class Rollout:
         self, state: State, windows: Mapping[int, Sequence[RankRequest]]
     ) -> tuple[Scorer, dict[str, np.ndarray]]:
         """Scores by the registered challenger for each request that it will be asked."""
-        reader = self._reader(self._settings)
         asked = {
             request.request_id: request
             for percent, window in windows.items()
@@ -223,7 +229,7 @@ class Rollout:
             if percent not in state.passed and _wanted(state, percent, request) == state.version
         }
         try:
-            scorer = Scorer(self._registry.fetch(state.version), reader)
+            scorer = self._scorer(self._settings, self._registry.fetch(state.version))
             return scorer, {name: scorer(request) for name, request in asked.items()}
         except EvergreenError as error:
             raise _RejectedError(error.problem) from error

@@ -56,12 +56,12 @@ class Scorer:
         return score(self._bundle, table)
 
 
-def online_reader(settings: Settings) -> Reader:
-    """The home's online features.
+def open_scorer(settings: Settings, bundle: Path) -> Scorer:
+    """A bundle with the home's online features.
 
     Raises:
-        EvergreenError: Nothing was materialised yet.
+        EvergreenError: The bundle is damaged, or nothing was materialised yet.
     """
     from feature_repo.repo import FeatureRepo
 
-    return FeatureRepo(settings.features).online()
+    return Scorer(bundle, FeatureRepo(settings.features).online())

@@ -49,10 +49,10 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     import torch
 
     from serving.predictor import RankerPredictor
-    from serving.scoring import Scorer, online_reader
+    from serving.scoring import open_scorer
 
     torch.set_num_threads(THREADS)
-    model = RankerPredictor(settings.model_name, options.version, Scorer(options.bundle, online_reader(settings)))
+    model = RankerPredictor(settings.model_name, options.version, open_scorer(settings, options.bundle))
     model.load()
     # What is loaded stays: without this a full collection stops the server for 200 ms now and then.
     gc.collect()

@@ -58,6 +58,8 @@ class Stack:
         registry: Its registry.
     """
 
+    server: tuple[str, ...] = ("-m", "serving.server")  # what Python runs as a predictor
+
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self._settings = settings
         self._registry = registry
@@ -94,7 +96,7 @@ class Stack:
         }
         return self.processes.start(
             name,
-            [sys.executable, "-m", "serving.server", *(word for pair in options.items() for word in pair)],
+            [sys.executable, *self.server, *(word for pair in options.items() for word in pair)],
             ready=f"http://{LOOPBACK}:{port}/v2/models/{self._settings.model_name}/ready",
             ports={"http": port},
             environment={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},

@@ -151,3 +151,28 @@ def _users(world, features):
         columns["country"] = [("de", "fr", "us", "in")[c] for c in world["country"]]
         columns["age"] = pa.array(world["age"], from_pandas=True)
     return pa.table(columns)
+
+
+def dataset(rows, items=("i1", "i2", "i3"), users=None, file="rows", **manifest):
+    """A `Dataset` in memory from dicts; what a row leaves out gets a sensible value, `at` is hours after `START`.
+
+    >>> dataset([{"request_id": "r", "item_id": "i1", "save": True}])
+    """
+    from engagement.contract import Dataset, Manifest
+
+    fields = {"name": "tiny", "actions": ("save",), "primary_action": "save", "exposure": "impressions"} | manifest
+    columns = {"request_id": "r1", "user_id": "u1", "item_id": "i1"} | dict.fromkeys(fields["actions"], False)
+    table = {name: [row.get(name, default) for row in rows] for name, default in columns.items()}
+    table["event_timestamp"] = pa.array([_at(row.get("at", 0)) for row in rows], UTC_US)
+    if any("known" in row for row in rows):
+        table["created_timestamp"] = pa.array([_at(row.get("known", row.get("at", 0))) for row in rows], UTC_US)
+    for name in sorted({n for row in rows for n in row} - set(table) - {"at", "known"}):
+        table[name] = [row.get(name) for row in rows]
+    if not isinstance(items, pa.Table):
+        items = pa.table({"item_id": list(items), "created_timestamp": pa.array([_at(-24)] * len(items), UTC_US)})
+    engagements = [pa.table(table).replace_schema_metadata({"file": file})]
+    return Dataset(Manifest(**fields), engagements, items, pa.table({}) if users is None else users)
+
+
+def _at(hours):
+    return None if hours is None else int(START.timestamp() * 1e6 + hours * 3_600_000_000)

@@ -150,7 +150,10 @@ def test_vanished_column_is_broken_and_a_new_one_is_left_out(judge):
 
 
 def test_columns_without_information_neither_crash_nor_drift(judge):
-    spec = replace(SPEC, features=(*SPEC.features, Feature("flat", "candidate", "numeric"), Feature("void", "candidate", "numeric")))
+    spec = replace(
+        SPEC,
+        features=(*SPEC.features, Feature("flat", "candidate", "numeric"), Feature("void", "candidate", "numeric")),
+    )
 
     def widen(table):
         flat = pa.array(np.full(table.num_rows, 5, dtype=np.int8))

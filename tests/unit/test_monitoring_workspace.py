@@ -108,7 +108,9 @@ def test_dashboard_is_written_once_and_a_person_s_changes_stay(home, checks):
     recorded = workspaces.record(home, MODEL, checks[0])
     path = home / str(recorded.project_id) / "dashboard.json"
     dashboard = json.loads(path.read_text())
-    assert len({p["id"] for p in dashboard["panels"]}) == len(dashboard["panels"]) == len(dashboard["tabs"][0]["panels"])
+    assert (
+        len({p["id"] for p in dashboard["panels"]}) == len(dashboard["panels"]) == len(dashboard["tabs"][0]["panels"])
+    )
     dashboard["panels"][0]["title"] = "mine"
     path.write_text(json.dumps(dashboard))
     workspaces.record(home, MODEL, checks[1])
@@ -231,5 +233,5 @@ def test_ui_shows_the_project_its_runs_and_series_while_checks_arrive(home, chec
         if panel["title"] == "Quality on the window":
             assert series[0]["values"] == pytest.approx([0.30, 0.31, 0.32])
     for report in reports():
-        page = client.get(f"/api/projects/{project}/{report['id']}/data").json()
+        page = client.get(f"/api/projects/{project}/{report['id']}/data").text
         assert "features drifted" in page

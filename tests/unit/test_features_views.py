@@ -1,0 +1,163 @@
+"""The Parquet behind the views: the same whether built at once, day by day, after a kill, or after late data."""
+
+import os
+import signal
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engagement.importers import contract_dir
+from engagement.store import EngagementStore
+from feature_repo.aggregates import snapshots
+from feature_repo.features import RATE_PRIOR_WEIGHT, statistics
+from feature_repo.views import Inputs, build_views
+from tests.features_world import DAY, import_synth
+from tests.synth import START, write_contract_dir
+
+SMALL = {"users": 6, "items": 25, "late_share": 0.1}
+
+
+def _content(root: Path, until: datetime) -> dict:
+    """Rows by file, leaving out the files of days that end after `until` and the unfinished day."""
+    found = {}
+    for path in sorted(root.glob("*/*.parquet")):
+        dated = path.stem not in ("all", "partial")
+        if not dated or datetime.fromisoformat(f"{path.stem}T00:00:00+00:00") <= until:
+            found[str(path.relative_to(root))] = path.read_bytes() if dated else pl.read_parquet(path)
+    return found
+
+
+def _same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(x == b[k] if isinstance(x, bytes) else x.equals(b[k]) for k, x in a.items())
+
+
+def test_day_by_day_gives_the_same_bytes_as_all_at_once(tmp_path):
+    store = import_synth(tmp_path, days=12, **SMALL)
+    last = store.snapshot(START + 12 * DAY + timedelta(hours=3))
+    build_views(tmp_path / "backfill", Inputs(last))
+    written = []
+    for day in (3, 4, 7, 12):
+        written.append(build_views(tmp_path / "steps", Inputs(store.snapshot(START + day * DAY + timedelta(hours=3)))))
+    assert _same(_content(tmp_path / "backfill", last.as_of), _content(tmp_path / "steps", last.as_of))
+    # One more day costs its two snapshots, its histories, the unfinished day, and the two profiles: nothing else.
+    assert written[1] == 2 + 1 + 1 + 2
+    assert build_views(tmp_path / "steps", Inputs(last)) == 0
+
+
+def test_a_later_delivery_with_late_rows_repairs_exactly_what_it_changes(tmp_path):
+    store = import_synth(tmp_path / "two", days=6, **SMALL)
+    build_views(tmp_path / "views", Inputs(store.snapshot(START + 6 * DAY)))
+    # Rows of days 2 to 5 that the first delivery lacked, among them such that were known at once.
+    more = write_contract_dir(tmp_path / "more", days=9, first=2, **{**SMALL, "users": 9})
+    store.append(contract_dir.read(more))
+    inputs = Inputs(store.snapshot(START + 9 * DAY))
+    build_views(tmp_path / "views", inputs)
+    build_views(tmp_path / "fresh", inputs)
+    assert _same(_content(tmp_path / "views", inputs.snapshot.as_of), _content(tmp_path / "fresh", inputs.snapshot.as_of))
+
+
+def test_an_older_instant_after_a_newer_one_leaves_nothing_wrong_behind(tmp_path):
+    store = import_synth(tmp_path, days=10, **SMALL)
+    early, late = (Inputs(store.snapshot(START + d * DAY + timedelta(hours=5))) for d in (4, 9))
+    build_views(tmp_path / "views", late)
+    build_views(tmp_path / "views", early)
+    build_views(tmp_path / "fresh", early)
+    midnight = START + 4 * DAY
+    # The unfinished day of the early instant is finished by now; both its files are true.
+    mine, fresh = (_content(tmp_path / n, midnight) for n in ("views", "fresh"))
+    assert mine.pop("user_history/2024-01-05.parquet")
+    assert _same(mine, fresh)
+    assert build_views(tmp_path / "views", late) < 8
+
+
+def test_another_dataset_in_the_same_home_replaces_every_file(tmp_path):
+    old = import_synth(tmp_path / "a", days=9, **SMALL)
+    build_views(tmp_path / "views", Inputs(old.snapshot(START + 9 * DAY)))
+    new = import_synth(tmp_path / "b", days=4, user_features=False, item_features=False, actions=("like",), **SMALL)
+    inputs = Inputs(new.snapshot(START + 4 * DAY))
+    build_views(tmp_path / "views", inputs)
+    build_views(tmp_path / "fresh", inputs)
+    assert _same(_content(tmp_path / "views", START + 400 * DAY), _content(tmp_path / "fresh", START + 400 * DAY))
+    assert not (tmp_path / "views" / "user_profile" / "all.parquet").exists()
+
+
+@pytest.mark.parametrize("files", [1, 12, 25])
+def test_killed_at_any_file_the_next_build_gives_the_same_bytes(tmp_path, files):
+    store = import_synth(tmp_path, days=9, **SMALL)
+    as_of = START + 9 * DAY + timedelta(hours=3)
+    inputs = Inputs(store.snapshot(as_of))
+    build_views(tmp_path / "whole", inputs)
+    child = os.fork()
+    if child == 0:  # the build stops by SIGKILL as soon as that many files are there
+        import feature_repo.views as views
+
+        write, done = views._write, []
+
+        def write_and_die(path: Path, table: pa.Table) -> None:
+            write(path, table)
+            done.append(path)
+            if len(done) == files:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        views._write = write_and_die
+        build_views(tmp_path / "views", Inputs(EngagementStore(tmp_path / "data").snapshot(as_of)))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert len(list((tmp_path / "views").glob("*/*.parquet"))) == files
+    build_views(tmp_path / "views", inputs)
+    assert _same(_content(tmp_path / "whole", as_of), _content(tmp_path / "views", as_of))
+
+
+def test_a_file_that_was_lost_and_a_damaged_state_are_made_again(tmp_path):
+    store = import_synth(tmp_path, days=4, **SMALL)
+    inputs = Inputs(store.snapshot(START + 4 * DAY))
+    build_views(tmp_path / "views", inputs)
+    before = _content(tmp_path / "views", inputs.snapshot.as_of)
+    (tmp_path / "views" / "item_stats" / "2024-01-03.parquet").unlink()
+    assert build_views(tmp_path / "views", inputs) == 1
+    (tmp_path / "views" / "state.json").write_text('{"user_stats/2024')
+    assert build_views(tmp_path / "views", inputs) == len(before) + 1  # and the unfinished day
+    assert _same(before, _content(tmp_path / "views", inputs.snapshot.as_of))
+
+
+def test_drawn_candidates_are_no_impressions(tmp_path):
+    store = import_synth(tmp_path, days=5, exposure="positives", **SMALL)
+    snapshot = store.snapshot(START + 5 * DAY)
+    log = pl.DataFrame(pl.from_arrow(snapshot.engagements()))
+    assert log["sampled"].sum() > 100
+    build_views(tmp_path / "views", Inputs(snapshot))
+    rows = pl.read_parquet(tmp_path / "views" / "item_stats" / "2024-01-06.parquet")
+    real = log.filter(~pl.col("sampled"))
+    assert rows["impressions_30d"].sum() == len(real)
+    assert rows["count_save_30d"].sum() == real["save"].sum()
+
+
+def test_smoothed_rates_lean_towards_the_global_rate():
+    log = pl.DataFrame(
+        {
+            "item_id": ["seldom"] + ["often"] * 199,
+            "event_timestamp": [START] * 200,
+            "created_timestamp": [START] * 200,
+            "sampled": [False] * 200,
+            "save": [True] + [False] * 99 + [True] * 100,
+        }
+    ).with_columns(pl.col("event_timestamp", "created_timestamp").dt.cast_time_unit("us"))
+    day = snapshots(log, "item_id", statistics(("save",), "save"), START + DAY, START + DAY)[START + DAY]
+    rate = dict(zip(day["item_id"], day["rate_save_30d"], strict=True))
+    prior, m = 101 / 200, RATE_PRIOR_WEIGHT
+    assert rate["seldom"] == pytest.approx((1 + m * prior) / (1 + m))
+    assert rate["often"] == pytest.approx((100 + m * prior) / (199 + m))
+
+
+@pytest.mark.parametrize("names", [("impressions", "shown", "known"), ("age", "midnight", "n")])
+def test_actions_may_have_the_names_that_we_use_ourselves(tmp_path, names):
+    store = import_synth(tmp_path, days=3, actions=names, **SMALL)
+    build_views(tmp_path / "views", Inputs(store.snapshot(START + 3 * DAY)))
+    log = store.snapshot(START + 3 * DAY).engagements()
+    rows = pq.read_table(tmp_path / "views" / "user_stats" / "2024-01-04.parquet").to_pydict()
+    assert sum(rows["impressions_30d"]) == log.num_rows
+    assert sum(rows[f"count_{names[0]}_30d"]) == sum(log.column(names[0]).to_pylist())
