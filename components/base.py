@@ -4,11 +4,12 @@ A step is a lightweight Python component: KFP ships the source of the function, 
 So a step's body imports what it needs and stays a few lines around functions that a test calls directly.
 """
 
-import functools
 import json
 import os
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 from kfp import dsl
 
@@ -17,8 +18,16 @@ from evergreen.settings import Settings, get_settings
 # One image for every step; the tag is replaced at release (docs/kubernetes.md).
 IMAGE = os.environ.get("EVERGREEN_IMAGE", "evergreen-python:0.1.0")
 
-# Nothing is installed at run time: the image (or, on a laptop, this environment) has everything.
-step = functools.partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
+
+
+def step(function: Callable[..., Any]) -> Any:
+    """Declare a KFP step. Nothing is installed at run time: the image, or this environment, has everything.
+
+    Inside a running step KFP loads a small `dsl` without `component`; the function is wanted as it is there.
+    """
+    if not hasattr(dsl, "component"):
+        return function
+    return dsl.component(function, base_image=IMAGE, install_kfp_package=False)
 
 PARENT_PID = "EVERGREEN_PARENT_PID"
 PROGRESS = "::evergreen::"

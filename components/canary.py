@@ -40,10 +40,7 @@ def roll_out(settings: Settings, version: str, as_of: datetime, again: bool) -> 
     from serving.registry import Registry
     from serving.rollout import Rollout
 
-    rollout = Rollout(settings, Registry(settings))
-    return rollout.run(
-        version, latest_requests(settings, as_of), progress=lambda text, done, total: tell(text, done, total)
-    )
+    return Rollout(settings, Registry(settings)).run(version, latest_requests(settings, as_of), tell, again)
 
 
 def write_service(settings: Settings, version: str, path: Path) -> None:

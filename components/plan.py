@@ -169,6 +169,7 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
             f"there is no history before {plan.train_end:%Y-%m-%d %H:%M} to train on",
             "Choose a later --as-of",
         )
+    snapshot.save()
     write_text(path, plan.to_json())
     return plan
 

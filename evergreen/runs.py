@@ -62,8 +62,8 @@ def fetch(settings: Settings, name: str, last_days: int | None) -> dict[str, Any
     """Fetch and import a public dataset; importing it again adds nothing."""
     from engagement.importers import movielens
 
-    if name != movielens.NAME:
-        raise EvergreenError(f"dataset {name!r} is unknown", f"Choose {movielens.NAME}, or `evergreen data import DIR`")
+    if name != movielens.MANIFEST.name:
+        raise EvergreenError(f"dataset {name!r} is unknown", f"Choose {movielens.MANIFEST.name}, or `evergreen data import DIR`")
     return _import(settings, movielens.read(movielens.fetch(settings.root / "cache"), last_days))
 
 
@@ -71,7 +71,7 @@ def import_directory(settings: Settings, directory: Path, form: str) -> dict[str
     """Import a directory (or file) of a known form."""
     from engagement.importers import contract_dir, kuairand, movielens
 
-    readers = {"contract": contract_dir.read, "kuairand": kuairand.read, movielens.NAME: movielens.read}
+    readers = {"contract": contract_dir.read, "kuairand": kuairand.read, movielens.MANIFEST.name: movielens.read}
     if form not in readers:
         raise EvergreenError(f"--format {form} is unknown", f"Choose one of {', '.join(readers)}")
     if not directory.exists():

@@ -84,7 +84,7 @@ class FeatureRepo:
         """Publish the values as of the snapshot for serving; readers move on to them at once, and never in between.
 
         Raises:
-            EvergreenError: As for `build`; or Feast could not write its online store.
+            EvergreenError: As for `build`.
         """
         inputs = Inputs(snapshot)
         with self._alone():

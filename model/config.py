@@ -181,3 +181,7 @@ def debug() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"debug": debug, "laptop": laptop}
+
+# Named here and not in continual.py, so that the command line knows them without importing torch.
+STRATEGY_NAMES = ("scratch", "finetune", "ewc+distill")
+DEFAULT_STRATEGY = "ewc+distill"

@@ -1,6 +1,6 @@
 """The Evidently report of one check: its statistics, its page and the snapshot that its UI shows.
 
-Evidently takes 5 s to import, so this is done inside the functions.
+Evidently takes 5 s to import and pandas one, so this is done inside the functions.
 """
 
 import html
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from engagement.files import write_text
 from evergreen.settings import TELEMETRY_OFF
@@ -35,6 +34,7 @@ def run(columns: list[Column], reference_rows: int, as_of: datetime, model_versi
         tags: More tags of the run.
     """
     os.environ.update(TELEMETRY_OFF)  # read by Evidently when it is imported
+    import pandas as pd
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
 
@@ -111,6 +111,7 @@ def ratio_name(column: ColumnDrift) -> str:
 
 def _numbers(verdict: DriftVerdict, snapshot: Any) -> "SnapshotModel":
     """The verdict's numbers as `MeanValue` metrics of a report without a reference."""
+    import pandas as pd
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import MeanValue
 

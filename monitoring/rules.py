@@ -16,13 +16,16 @@ METHOD: dict[Kind, str] = {"numeric": "wasserstein", "categorical": "jensenshann
 Numbers: first Wasserstein distance after the declared transform, in standard deviations of the reference.
 Categories: Jensen-Shannon distance (natural logarithm) over the `TOP_CATEGORIES` and the rest as one."""
 
-THRESHOLD: dict[Kind, float] = {"numeric": 0.25, "categorical": 0.2}
+THRESHOLD: dict[Kind, float] = {"numeric": 0.3, "categorical": 0.2}
 """A column drifted if its score is **≥** the larger of this and its noise floor.
 
 Larger than the universal 0.1: see docs/monitoring.md for what two ordinary weeks of real feeds score."""
 
-DRIFT_SHARE = 0.3
+DRIFT_SHARE = 0.4
 """The window drifted if the share of drifted features among the tested ones is **≥** this."""
+
+CLOCKS = ("hour_of_day", "day_of_week")
+"""Features that are never compared: a window of three days holds three weekdays, whatever happens in the world."""
 
 MIN_ROWS = 200
 MIN_USERS = 10

@@ -1,6 +1,6 @@
 """The Evidently workspace on disk: one project a model, one run a check.
 
-Evidently writes its files in place, refuses to start its UI over one half-written snapshot, and gives a run
+Evidently writes its files in place, answers 500 to everything over one half-written snapshot, and gives a run
 a new random id each time. Here every file is renamed into place from a directory beside the workspace (so
 that a running UI, which watches the workspace, sees whole files only), and every id follows from what it names:
 recording a check twice, or by two monitors at once, gives one run.
@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from engagement.errors import EvergreenError
-from evergreen.settings import LOOPBACK, TELEMETRY_OFF
+from evergreen.settings import TELEMETRY_OFF
 from monitoring import panels
 from monitoring.verdict import DriftVerdict
 
@@ -86,15 +85,9 @@ def record(workspace: Path, project: str, check: Path) -> Recorded:
 
 
 def repair(workspace: Path) -> list[str]:
-    """Set aside every file that would keep the UI from starting; returns one line for each."""
+    """Set aside every file that the UI would stumble over; returns one line for each."""
     with _locked(workspace):
         return _repair(workspace)
-
-
-def ui_command(workspace: Path, port: int) -> list[str]:
-    """The command that serves the workspace on loopback. Start it with `evergreen.settings.TELEMETRY_OFF`."""
-    serve = [sys.executable, "-m", "evidently.cli", "ui", "--host", LOOPBACK, "--port", str(port)]
-    return [*serve, "--workspace", str(workspace)]
 
 
 def project_id_of(project: str) -> uuid.UUID:

@@ -13,11 +13,14 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from components.base import PARENT_PID, PROGRESS
 from engagement.errors import EvergreenError
@@ -106,6 +109,7 @@ def run(pipeline: Any, settings: Settings, progress: Progress | None = None, **a
     log_path.parent.mkdir(exist_ok=True)
     compiled = log_path.with_suffix(".yaml")
     compiler.Compiler().compile(pipeline, str(compiled))
+    _without_retries(compiled)
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(settings.pipeline_root),
@@ -115,6 +119,7 @@ def run(pipeline: Any, settings: Settings, progress: Progress | None = None, **a
     os.environ[PARENT_PID] = str(os.getpid())
     os.environ["EVERGREEN_HOME"] = str(settings.root)
     os.environ["PYTHONWARNINGS"] = "ignore"  # libraries' deprecations, which the user cannot act on
+    warnings.filterwarnings("ignore", module=r"kfp\.")  # "cpu_request has no effect locally", once a task
     unresolved, plain_print = _Unresolved(), builtins.print
     logging.getLogger().addHandler(unresolved)
     try:
@@ -130,6 +135,16 @@ def run(pipeline: Any, settings: Settings, progress: Progress | None = None, **a
     if unresolved.seen:
         raise EvergreenError(f"pipeline {name} skipped a branch: {unresolved.seen[0]}", f"See {log_path}")
     return Ran(log_path, tee.seconds())
+
+
+def _without_retries(compiled: Path) -> None:
+    """Retries are for lost pods; here they would only delay a failure by their backoff of minutes."""
+    documents = list(yaml.safe_load_all(compiled.read_text()))
+    components = documents[0]["components"].values()
+    for dag in [documents[0]["root"]["dag"], *(c["dag"] for c in components if "dag" in c)]:
+        for task in dag["tasks"].values():
+            task.pop("retryPolicy", None)
+    compiled.write_text(yaml.safe_dump_all(documents, sort_keys=True))
 
 
 def _told(error: Exception, log_path: Path) -> EvergreenError:

@@ -2,8 +2,7 @@
 
 from kfp import dsl
 
-from components.decide import decide_retrain
-from components.drift import check_serving
+from components.decide import check_serving, decide_retrain
 from pipelines.platform import Needs, on_cluster
 from pipelines.retrain import retrain
 

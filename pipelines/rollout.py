@@ -13,5 +13,6 @@ def rollout(version: str, as_of: str, again: bool = False) -> str:
     A version that came back once is not tried again unless a person asks for it with `again`.
     """
     on_cluster(render_service(version=version), Needs(cache=False))
-    canary = on_cluster(run_canary(version=version, as_of=as_of, again=again), Needs(cpu="2", memory="8Gi", retries=0, cache=False))
+    needs = Needs(cpu="2", memory="8Gi", retries=0, cache=False)  # it takes up its own half-done work by itself
+    canary = on_cluster(run_canary(version=version, as_of=as_of, again=again), needs)
     return canary.outputs["Output"]

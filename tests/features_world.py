@@ -5,14 +5,12 @@ Built once a process: Feast is imported and a repository made a single time for 
 
 import atexit
 import functools
-import math
 import shutil
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -110,7 +108,8 @@ def _dataset(path: Path) -> Path:
     table = pa.table(columns)
     pq.write_table(pa.concat_tables([table, table.slice(0, 3)]), path / "engagements" / "injected.parquet")
     items = pq.read_table(path / "items" / "items.parquet")
-    _add(path / "items" / "injected.parquet", items, "fresh", "created_timestamp", START + 51 * DAY, {"tags": [["a"] * 9]})
+    tags = {"tags": [["a"] * 9]}
+    _add(path / "items" / "injected.parquet", items, "fresh", "created_timestamp", START + 51 * DAY, tags)
     users = pq.read_table(path / "users" / "users.parquet")
     _add(path / "users" / "a.parquet", users, "u0", "event_timestamp", START + 46 * DAY, {"country": ["at"]})
     _add(path / "users" / "b.parquet", users, "u0", "event_timestamp", AS_OF, {"country": ["future"]})
@@ -139,7 +138,8 @@ def history(rows: list, user: str, t: datetime) -> list:
     mine = [r for r in rows if r["user_id"] == user and not r["sampled"] and known(r) < t]
     acted = [r for r in mine if any(r[a] for a in ACTIONS)]
     acted.sort(key=lambda r: (known(r), r["event_timestamp"], r["item_id"]))
-    return [(us(r["event_timestamp"]), r["item_id"], sum(r[a] << i for i, a in enumerate(ACTIONS))) for r in acted][-100:]
+    masks = [sum(r[a] << i for i, a in enumerate(ACTIONS)) for r in acted]
+    return [(us(r["event_timestamp"]), r["item_id"], mask) for r, mask in zip(acted, masks, strict=True)][-100:]
 
 
 def stats(rows: list, key: str, value: str, t: datetime) -> dict:
@@ -168,7 +168,3 @@ def stats(rows: list, key: str, value: str, t: datetime) -> dict:
 def _enters(row: dict, midnight: datetime, days: int) -> bool:
     shown = row["event_timestamp"].replace(hour=0, minute=0, second=0, microsecond=0)
     return shown < midnight <= shown + days * DAY and row["created_timestamp"] < midnight
-
-
-def log1p32(value: float | None) -> np.float32:
-    return np.float32(np.nan if value is None else math.log1p(value))

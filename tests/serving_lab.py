@@ -1,7 +1,9 @@
 """What the tests of `serving/` share: bundles that need no training, homes with real features, small servers."""
 
+import contextlib
 import http.server
 import json
+import socket
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -152,6 +154,10 @@ class Backend:
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self):
+                super().setup()
+                owner.connections.append(self.connection)
+
             def do_POST(self):
                 self.rfile.read(int(self.headers.get("content-length", 0)))
                 body = json.dumps({"version": version}).encode()
@@ -169,13 +175,18 @@ class Backend:
 
         owner = self
         self.version, self.port, self.served, self.status = version, free_port(), 0, 200
+        self.connections: list[socket.socket] = []
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
+        """Stop as a killed process does: open connections break."""
         self._server.shutdown()
         self._server.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _port() -> int:

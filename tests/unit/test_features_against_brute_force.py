@@ -9,7 +9,7 @@ import pytest
 
 from engagement.errors import EvergreenError
 from engagement.table import MISSING, hash_id
-from tests.features_world import ACTIONS, AS_OF, DAY, EPOCH, START, WINDOW, history, log1p32, stats, us, world
+from tests.features_world import ACTIONS, AS_OF, DAY, EPOCH, START, WINDOW, history, stats, us, world
 
 
 def _expected_requests(rows):
@@ -114,7 +114,8 @@ def test_history_pointers_equal_the_definition_and_never_show_a_request_its_own_
     longest = 0
     for i, (at, _, first, _) in enumerate(expected):
         span = slice(w.table.history_start[i], w.table.history_end[i])
-        mine = list(zip(w.table.history_time[span], w.table.history_item[span], w.table.history_actions[span], strict=True))
+        columns = (w.table.history_time, w.table.history_item, w.table.history_actions)
+        mine = list(zip(*(c[span] for c in columns), strict=True))
         theirs = history(known, first["user_id"], at)
         assert mine == [(t, hash_id("item_id", item), mask) for t, item, mask in theirs]
         assert all(t < us(at) for t, _, _ in mine)
@@ -159,9 +160,9 @@ def test_encoded_columns_equal_hashes_and_transforms_of_the_raw_values():
                 elif feature.kind == "categorical":
                     assert got[0] == (MISSING if value is None else hash_id(feature.name, value))
                 else:
-                    number = value if value is not None and not math.isnan(value) else None
-                    want = log1p32(number) if feature.transform == "log1p" else np.float32(np.nan if number is None else number)
-                    np.testing.assert_allclose(got[0], want, rtol=1e-6)
+                    number = math.nan if value is None else value
+                    want = math.log1p(number) if feature.transform == "log1p" else number
+                    np.testing.assert_allclose(got[0], np.float32(want), rtol=1e-6)
         assert at == block.shape[1]
 
 

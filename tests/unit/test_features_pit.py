@@ -81,7 +81,8 @@ def test_a_row_lives_through_both_ends_of_its_time_to_live():
 
 def test_an_expired_row_is_not_replaced_by_an_older_one():
     source = _source([("a", 1, 1), ("a", 5, 5)])
-    found = pit.match(_entities([("a", 9)]), "t", source, [("key", "key")], "event", "created", timedelta(microseconds=3))
+    ttl = timedelta(microseconds=3)
+    found = pit.match(_entities([("a", 9)]), "t", source, [("key", "key")], "event", "created", ttl)
     assert found.to_list() == [None]
 
 

@@ -1,11 +1,16 @@
 """The thresholds on their boundaries, and the noise floor against brute force and against Evidently."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 
+from engagement.importers.movielens import MANIFEST
+from feature_repo.features import declare
 from monitoring import noise, rules
+
+PEOPLE = pa.schema([(name, pa.string()) for name in MANIFEST.user_features])
 
 
 def test_column_drifts_at_its_threshold_and_not_below():
@@ -40,6 +45,11 @@ def test_feature_is_stuck_only_if_it_varied_before():
     assert rules.stuck(rules.STUCK_SHARE, 1)
     assert not rules.stuck(np.nextafter(rules.STUCK_SHARE, 1), 1)
     assert not rules.stuck(0.1, 2)
+
+
+def test_clocks_are_features_that_are_really_declared():
+    spec = declare(MANIFEST, pa.schema([("genres", pa.list_(pa.string())), ("release_year", pa.float64())]), PEOPLE)
+    assert set(rules.CLOCKS) <= {f.name for f in spec.features}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -165,7 +166,7 @@ def test_kill_at_any_moment_leaves_whole_files_only(home, checks):
 
 @pytest.fixture
 def ui(home):
-    """The real UI, started over a project with one half-written run."""
+    """The real UI on a free port of loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -173,7 +174,8 @@ def ui(home):
 
     def start():
         environment = {**os.environ, **TELEMETRY_OFF}
-        command = workspaces.ui_command(home, port)
+        command = [sys.executable, "-m", "evidently.cli", "ui", "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--workspace", str(home)]
         log = (home.parent / "ui.log").open("w")
         started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
@@ -202,9 +204,12 @@ def until(condition):
 
 def test_ui_shows_the_project_its_runs_and_series_while_checks_arrive(home, checks, ui):
     project = workspaces.record(home, MODEL, checks[0]).project_id
-    (home / str(project) / "snapshots" / "01a2002f-25e8-7253-9398-89b27553d92a.json").write_text('{"report":')
-    assert len(workspaces.repair(home)) == 1  # without it the UI does not start
+    torn = home / str(project) / "snapshots" / "01a2002f-25e8-7253-9398-89b27553d92a.json"
+    torn.write_text('{"report":')
     client = ui()
+    assert client.get("/api/projects").status_code == 500  # one torn file, and nothing is shown
+    assert len(workspaces.record(home, MODEL, checks[0]).notes) == 1
+    assert until(lambda: client.get("/api/projects").status_code == 200)  # without a restart
     assert [p["name"] for p in client.get("/api/projects").json()] == [MODEL]
 
     def reports():

@@ -1,0 +1,274 @@
+"""The manifests as kustomize builds them: valid, restricted, and consistent with each other and with the code."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes_validate import validate as validate_core
+
+from components.base import IMAGE
+from evergreen.settings import Settings
+from pipelines import platform
+from serving import manifest_rules, manifests
+
+K8S = Path(__file__).parents[2] / "k8s"
+OVERLAYS = ("kind", "production")
+VERSION = "1.34"
+KSERVE = "serving.kserve.io/"
+
+
+def build(directory):
+    kubectl = Path(sys.executable).parent / "kubectl"
+    done = subprocess.run([kubectl, "kustomize", str(directory)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # deprecation warnings
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def objects(request):
+    return build(K8S / "overlays" / request.param)
+
+
+@pytest.fixture(scope="module")
+def production():
+    return build(K8S / "overlays" / "production")
+
+
+@pytest.fixture(scope="module")
+def kind():
+    return build(K8S / "overlays" / "kind")
+
+
+def find(objects, kind, name):
+    return next(o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name)
+
+
+def pods(objects):
+    """(name, labels, pod spec) of everything that runs."""
+    for o in objects:
+        if o["kind"] == "Deployment":
+            yield o["metadata"]["name"], o["spec"]["template"]["metadata"]["labels"], o["spec"]["template"]["spec"]
+        elif o["kind"] == "ServingRuntime":  # KServe labels its pods with the InferenceService
+            yield o["metadata"]["name"], {"serving.kserve.io/inferenceservice": manifests.NAME}, o["spec"]
+
+
+def containers(objects):
+    return [(name, c) for name, _, spec in pods(objects) for c in spec["containers"]]
+
+
+def problems(document):
+    if document["apiVersion"].startswith(KSERVE):
+        return manifest_rules.validate(document)
+    try:
+        validate_core(document, VERSION, strict=True)
+    except Exception as error:
+        return [str(error)]
+    return []
+
+
+def test_every_object_is_valid_for_its_kind(objects):
+    assert {f"{o['kind']}/{o['metadata']['name']}": problems(o) for o in objects if problems(o)} == {}
+
+
+@pytest.mark.parametrize(
+    ("kind_", "name", "path", "value"),
+    [
+        ("Deployment", "mlflow", ("spec", "replica"), 2),
+        ("Deployment", "mlflow", ("spec", "template", "spec", "containers", 0, "readyProbe"), {}),
+        ("NetworkPolicy", "dns", ("spec", "egress", 0, "ports", 0, "protocol"), 53),
+        ("PersistentVolumeClaim", "evergreen-home", ("spec", "accessModes"), "ReadWriteOnce"),
+        ("ServingRuntime", "evergreen-ranker", ("spec", "containers", 0, "probe"), {}),
+        ("ServingRuntime", "evergreen-ranker", ("spec", "multiModel"), "no"),
+    ],
+)
+def test_a_mistake_is_found(production, kind_, name, path, value):
+    wrong = copy.deepcopy(find(production, kind_, name))
+    place = wrong
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert problems(wrong)
+
+
+def test_one_object_a_file_and_every_file_is_used():
+    for directory in (K8S / "base", *(K8S / "overlays" / o for o in OVERLAYS)):
+        listed = yaml.safe_load((directory / "kustomization.yaml").read_text())
+        used = {r for r in listed["resources"] if r.endswith(".yaml")} | {p["path"] for p in listed.get("patches", [])}
+        found = {p.name for p in directory.glob("*.yaml")} - {"kustomization.yaml"}
+        assert used == found, directory
+        for name in found:
+            documents = list(yaml.safe_load_all((directory / name).read_text()))
+            assert len(documents) == 1, name
+
+
+def test_names_are_unique_and_everything_is_in_the_namespace(objects):
+    names = [(o["kind"], o["metadata"]["name"]) for o in objects]
+    assert len(names) == len(set(names))
+    assert {o["metadata"].get("namespace") for o in objects if o["kind"] != "Namespace"} == {manifests.NAMESPACE}
+
+
+def test_every_container_is_restricted(objects):
+    for name, _, spec in pods(objects):
+        for container in spec["containers"]:
+            security = {**spec.get("securityContext", {}), **container["securityContext"]}
+            assert security["runAsNonRoot"] is True, name
+            assert security["runAsUser"] >= 1000, name
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert security["capabilities"] == {"drop": ["ALL"]}, name
+            assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), name
+            mounted = {m["mountPath"] for m in container["volumeMounts"]}
+            assert "/tmp" in mounted, name  # the root is read-only
+            assert {"name": "HOME", "value": "/tmp"} in container["env"], name
+
+
+def test_no_pod_of_the_base_gets_a_token_for_the_kubernetes_api(objects):
+    for o in objects:
+        if o["kind"] == "Deployment":
+            assert o["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+        if o["kind"] == "ServiceAccount":
+            assert o["automountServiceAccountToken"] is False
+
+
+def test_every_container_asks_for_resources_and_is_probed(objects):
+    for name, container in containers(objects):
+        assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
+        assert "memory" in container["resources"]["limits"], name
+        assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container), name
+        ports = {p["name"] for p in container["ports"]} | {p["containerPort"] for p in container["ports"]}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert container[probe]["httpGet"]["port"] in ports, name
+
+
+def test_images_are_ours_and_pinned(objects):
+    tag = IMAGE.rpartition(":")[2]
+    assert tag not in ("", "latest")
+    assert {c["image"].rpartition("/")[2] for _, c in containers(objects)} == {IMAGE}
+
+
+def test_secrets_are_named_never_written(objects):
+    assert not [o for o in objects if o["kind"] == "Secret"]
+    for name, container in containers(objects):
+        for variable in container["env"]:
+            if any(word in variable["name"] for word in ("SECRET", "PASSWORD", "TOKEN", "KEY")):
+                assert "value" not in variable, (name, variable["name"])
+                assert {"name", "key"} <= set(variable["valueFrom"]["secretKeyRef"])
+    for o in objects:
+        if o["kind"] == "ConfigMap":
+            assert not [v for v in o["data"].values() if "://" in v and "@" in v], o["metadata"]["name"]
+
+
+def test_kind_needs_no_secret(kind):
+    references = [v["valueFrom"]["secretKeyRef"] for _, c in containers(kind) for v in c["env"] if "valueFrom" in v]
+    assert references
+    assert all(r.get("optional") for r in references)
+
+
+def test_references_between_objects_exist(objects):
+    names = {(o["kind"], o["metadata"]["name"]) for o in objects}
+    for name, _, spec in pods(objects):
+        if "serviceAccountName" in spec:
+            assert ("ServiceAccount", spec["serviceAccountName"]) in names, name
+        for volume in spec["volumes"]:
+            if "persistentVolumeClaim" in volume:
+                assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in names, name
+        for container in spec["containers"]:
+            for source in container.get("envFrom", []):
+                assert ("ConfigMap", source["configMapRef"]["name"]) in names, name
+            volumes = {v["name"] for v in spec["volumes"]}
+            assert {m["name"] for m in container["volumeMounts"]} <= volumes, name
+
+
+def selects(selector, labels):
+    return selector.get("matchLabels", {}).items() <= labels.items() and "matchExpressions" not in selector
+
+
+def test_services_and_policies_meet_the_ports_of_their_pods(objects):
+    running = list(pods(objects))
+    for o in objects:
+        if o["kind"] == "Service":
+            hit = [spec for _, labels, spec in running if o["spec"]["selector"].items() <= labels.items()]
+            assert len(hit) == 1, o["metadata"]["name"]
+            named = {p["name"] for p in hit[0]["containers"][0]["ports"]}
+            assert {p["targetPort"] for p in o["spec"]["ports"]} <= named
+        if o["kind"] == "PodDisruptionBudget":
+            assert [n for n, labels, _ in running if selects(o["spec"]["selector"], labels)]
+
+
+def test_nothing_is_reachable_but_what_a_policy_opens(objects):
+    policies = [o for o in objects if o["kind"] == "NetworkPolicy"]
+    deny = find(policies, "NetworkPolicy", "default-deny")["spec"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for name, labels, spec in pods(objects):
+        own = [p["spec"] for p in policies if p["spec"]["podSelector"] and selects(p["spec"]["podSelector"], labels)]
+        opened = {port["port"] for p in own for rule in p.get("ingress", []) for port in rule["ports"]}
+        assert opened == {p["containerPort"] for p in spec["containers"][0]["ports"]}, name
+        assert all("from" in rule for p in own for rule in p.get("ingress", [])), name
+    for policy in policies:
+        for rule in policy["spec"].get("egress", []):
+            for to in rule.get("to", []):
+                if "ipBlock" in to:
+                    assert "169.254.0.0/16" in to["ipBlock"]["except"], policy["metadata"]["name"]
+    own = find(policies, "NetworkPolicy", "ranker")["spec"]["podSelector"]
+    assert selects(own, {"serving.kserve.io/inferenceservice": manifests.NAME})
+
+
+def test_mlflow_answers_to_the_name_that_the_steps_use(objects):
+    settings = find(objects, "ConfigMap", platform.SETTINGS_MAP)["data"]
+    host = settings["EVERGREEN_MLFLOW_TRACKING_URI"].removeprefix("http://")
+    service = find(objects, "Service", "mlflow")
+    assert host == f"mlflow.{service['metadata']['namespace']}.svc:{service['spec']['ports'][0]['port']}"
+    args = dict(
+        a.split("=", 1)
+        for a in find(objects, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]["args"]
+    )
+    assert host.partition(":")[0] + ":*" in args["--allowed-hosts"].split(",")
+    assert int(args["--port"]) == service["spec"]["ports"][0]["port"]
+
+
+def test_names_that_the_pipeline_steps_rely_on_exist(objects):
+    claim = find(objects, "PersistentVolumeClaim", platform.HOME_CLAIM)
+    settings = find(objects, "ConfigMap", platform.SETTINGS_MAP)["data"]
+    assert claim
+    assert settings["EVERGREEN_HOME"] == platform.HOME_MOUNT
+    assert set(settings) >= {"EVERGREEN_HOME", "EVERGREEN_MLFLOW_TRACKING_URI", "EVERGREEN_RECIPE"}
+    assert Settings(_env_file=None).model_name == manifests.NAME
+
+
+def test_evidently_serves_the_workspace_of_the_home(objects):
+    container = find(objects, "Deployment", "evidently")["spec"]["template"]["spec"]["containers"][0]
+    home = Settings(home=Path(platform.HOME_MOUNT))
+    assert f"--workspace={home.evidently}" in container["args"]
+    assert {"name": "home", "mountPath": platform.HOME_MOUNT} in container["volumeMounts"]
+
+
+def test_ranker_runtime_is_the_one_that_the_code_renders():
+    rendered = manifests.serving_runtime()
+    base = find(build(K8S / "base"), "ServingRuntime", manifests.RUNTIME)
+    assert base == rendered
+
+
+def test_production_differs_where_it_must(kind, production):
+    runtime = find(production, "ServingRuntime", "evergreen-ranker")["spec"]
+    assert runtime["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+    assert runtime["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nodeSelector" not in find(kind, "ServingRuntime", "evergreen-ranker")["spec"]
+    claim = find(production, "PersistentVolumeClaim", "evergreen-home")["spec"]
+    assert claim["accessModes"] == ["ReadWriteMany"]
+    for budget in (o for o in production if o["kind"] == "PodDisruptionBudget"):
+        assert budget["spec"]["maxUnavailable"] == 1
+    assert find(production, "Deployment", "mlflow")["spec"]["replicas"] > 1  # or the budget would block a drain
+    assert manifests.MIN_REPLICAS > 1
+
+
+def test_dockerfile_installs_the_lock_and_runs_unprivileged():
+    lines = (K8S.parent / "Dockerfile").read_text().splitlines()
+    user = next(line for line in lines if line.startswith("USER "))
+    assert int(user.split()[1].split(":")[0]) >= 1000
+    assert any("requirements.lock" in line and line.startswith("RUN") for line in lines)
+    assert lines.index(user) > max(i for i, line in enumerate(lines) if line.startswith("RUN"))
