@@ -103,6 +103,6 @@ def check_drift(
     settings, p = begin(), Plan.from_json(plan)
     directory = champion_directory(settings, p.champion) or Path(bundle.path)
     out = p.directory(settings) / "drift"
-    check_window(settings, (p.champion or "1", directory), Path(table.path), (p.train_end, p.as_of), out)
+    check_window(settings, (p.champion or "first", directory), Path(table.path), (p.train_end, p.as_of), out)
     shutil.copyfile(out / "drift.json", verdict.path)
     shutil.copyfile(out / "drift.html", page.path)

@@ -53,7 +53,9 @@ def small_table(requests: int = 6, candidates: int = 5, seed: int = 0) -> Rankin
     )
 
 
-def write_bundle(directory: Path, table: RankingTable, seed: int = 0, poisoned_item: str = "", broken: bool = False) -> Path:
+def write_bundle(
+    directory: Path, table: RankingTable, seed: int = 0, poisoned_item: str = "", broken: bool = False
+) -> Path:
     """A bundle with random weights.
 
     Args:

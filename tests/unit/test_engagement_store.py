@@ -114,6 +114,15 @@ def test_late_row_delivered_later_changes_only_snapshots_that_see_it(tmp_path):
     assert store.snapshot(hours(50)).engagements()["item_id"].to_pylist() == ["i1", "i3", "i2"]
 
 
+def test_row_that_contradicts_the_store_is_quarantined_and_the_stored_one_kept(tmp_path):
+    good = [{"request_id": f"x{n}"} for n in range(30)]
+    store = EngagementStore(tmp_path)
+    store.append(dataset([*good, {"at": 1}]))
+    report = store.append(dataset([*good, {"at": 1, "save": True}, {"at": 1, "item_id": "i2", "user_id": "u2"}]))
+    assert report.quarantined == {"other_user": 1, "repeated_item": 1} and report.already_present == 30
+    assert store.snapshot(LATER).engagements(start=hours(1))["save"].to_pylist() == [False]
+
+
 def test_window_includes_its_start_and_excludes_its_end(tmp_path):
     store = EngagementStore(tmp_path)
     store.append(dataset([{"request_id": f"r{n}", "at": n} for n in (1, 24, 25, 48)]))

@@ -107,8 +107,8 @@ def test_rows_that_need_other_rows_to_be_judged(tmp_path):
         first,
         first,  # exact duplicate
         first | {"save": True},  # same item in the request, other content: the first row is kept
-        first | {"user_id": "u2", "item_id": "i2"},  # the request belongs to u1
         first | {"item_id": "i3"},
+        first | {"user_id": "u2", "item_id": "i2"},  # the request belongs to u1
         *({"request_id": f"x{n}", "at": 2} for n in range(40)),
     ]
     report = EngagementStore(tmp_path).append(dataset(rows, file="july.parquet"))
@@ -118,7 +118,7 @@ def test_rows_that_need_other_rows_to_be_judged(tmp_path):
     assert [(r["reason"], r["row_number"], r["file"]) for r in kept] == [
         ("duplicate", 1, "july.parquet"),
         ("repeated_item", 2, "july.parquet"),
-        ("other_user", 3, "july.parquet"),
+        ("other_user", 4, "july.parquet"),
     ]
     assert '"item_id":"i2"' in kept[2]["row"]
 

@@ -2,12 +2,20 @@
 
 from datetime import UTC, datetime
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.protocol import MAX_CANDIDATES, MAX_ID_BYTES, BadRequestError, RankRequest, Tensor, from_json, parse, to_json
+from serving.protocol import (
+    MAX_CANDIDATES,
+    MAX_ID_BYTES,
+    BadRequestError,
+    RankRequest,
+    Tensor,
+    from_json,
+    parse,
+    to_json,
+)
 
 CONTEXT = frozenset({"context__surface"})
 AT = datetime(2024, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -37,11 +45,12 @@ def test_as_many_candidates_as_allowed_and_ids_as_long_as_allowed_are_taken():
     assert parse("r", tensors(to_json(request)), CONTEXT) == request
 
 
+TOO_MANY = MAX_CANDIDATES + 1
 BAD = {
     "no-user": ({"user_id": None}, "'user_id' is missing"),
     "no-items": ({"item_id": None}, "'item_id' is missing"),
     "no-candidates": ({"item_id": Tensor("item_id", "BYTES", (0,), ())}, "no candidates"),
-    "too-many": ({"item_id": Tensor("item_id", "BYTES", (MAX_CANDIDATES + 1,), ("a",) * (MAX_CANDIDATES + 1))}, "at most"),
+    "too-many": ({"item_id": Tensor("item_id", "BYTES", (TOO_MANY,), ("a",) * TOO_MANY)}, "at most"),
     "numbers-as-items": ({"item_id": Tensor("item_id", "INT64", (2,), (1, 2))}, "must be BYTES"),
     "number-in-bytes": ({"item_id": Tensor("item_id", "BYTES", (2,), ("a", 7))}, "not UTF-8"),
     "null-in-bytes": ({"item_id": Tensor("item_id", "BYTES", (2,), ("a", None))}, "not UTF-8"),
@@ -105,7 +114,7 @@ def test_answer_without_scores_reads_as_empty():
     for broken in ({}, [], {"outputs": []}, {"outputs": [{"name": "save"}]}, None, "x"):
         ranked, scores, _ = from_json(broken, ("save",))
         assert ranked == () and scores.size == 0
-    ragged = {"outputs": [{"name": "item_id", "data": ["a"]}, {"name": "save", "data": [1]}, {"name": "hide", "data": []}]}
+    item = {"name": "item_id", "data": ["a"]}
+    ragged = {"outputs": [item, {"name": "save", "data": [1]}, {"name": "hide", "data": []}]}
     assert from_json(ragged, ("save", "hide"))[1].size == 0
-    text = {"outputs": [{"name": "item_id", "data": ["a"]}, {"name": "save", "data": ["x"]}]}
-    assert not np.isfinite(from_json(text, ("save",))[1]).any() or from_json(text, ("save",))[1].size == 0
+    assert from_json({"outputs": [item, {"name": "save", "data": ["x"]}]}, ("save",))[1].size == 0
