@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
@@ -20,7 +20,9 @@ class Progress:
     """A progress line a step: a live bar on a terminal, a plain line where the output is a file."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet, self.bar, self.task, self.step = quiet, None, None, ""  # type: ignore[var-annotated]
+        self.quiet, self.step = quiet, ""
+        self.bar: RichProgress | None = None
+        self.task: TaskID | None = None
 
     def __enter__(self) -> "Progress":
         if not self.quiet and err.is_terminal:
@@ -52,6 +54,7 @@ class Progress:
         if step != self.step:
             self._finish()
             self.task, self.step = self.bar.add_task(label, total=None), step
+        assert self.task is not None
         self.bar.update(self.task, description=escape(label), completed=done, total=total or None)
 
     def _finish(self) -> None:

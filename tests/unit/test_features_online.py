@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 
 from engagement.errors import EvergreenError
+from engagement.store import EngagementStore
 from engagement.table import MISSING, hash_id
 from feature_repo.repo import FeatureRepo
-from tests.features_world import AS_OF, DAY, START, import_synth, scratch, us, world
+from tests.features_world import AS_OF, DAY, START, history, import_synth, scratch, us, world
 
 HOUR = timedelta(hours=1)
 
@@ -93,6 +94,31 @@ def test_numbers_expire_online_as_they_do_offline():
     for at, alive in ((AS_OF, True), (START + 62 * DAY, True), (START + 62 * DAY + timedelta(microseconds=1), False)):
         value = reader.read("u0", ["i1"], {}, at).request_num[0, column]
         assert np.isfinite(value) == alive, at
+
+
+def test_numbers_of_a_quiet_user_are_served_until_they_expire():
+    w = world()
+    store = EngagementStore(w.home / "data")
+    try:
+        # u1's last row before that is the closing one of midnight 42, three days old.
+        w.repo.materialize(store.snapshot(START + 45 * DAY))
+        table = w.repo.online().read("u1", ["i1"], {}, START + 45 * DAY)
+    finally:
+        w.repo.materialize(w.snapshot)
+    column = [f.name for f in table.spec.of("request", hashed=False)].index("user_stats__impressions_30d")
+    assert table.request_num[0, column] == 0.0
+
+
+def test_the_served_history_is_the_last_hundred_actions_by_the_definition():
+    w, lengths = world(), []
+    known = [r for r in w.rows if r["created_timestamp"] < AS_OF and r["event_timestamp"] < AS_OF]
+    for user in ("u0", "u1", "u2", "u3", "u4", "stranger"):
+        served = w.repo.online().read(user, ["i1"], {}, AS_OF)
+        columns = (served.history_time, served.history_item, served.history_actions)
+        expected = [(t, hash_id("item_id", i), mask) for t, i, mask in history(known, user, AS_OF)]
+        assert list(zip(*columns, strict=True)) == expected
+        lengths.append(len(expected))
+    assert max(lengths) == 100 and min(lengths) == 1
 
 
 def test_unknown_users_items_and_contexts_have_no_values():
