@@ -31,6 +31,7 @@ def step(function: Callable[..., Any]) -> Any:
 
 PARENT_PID = "EVERGREEN_PARENT_PID"
 PROGRESS = "::evergreen::"
+_step_runs = threading.Event()  # set in a step's own process; elsewhere `tell` has nobody to tell
 
 
 def begin() -> Settings:
@@ -39,6 +40,7 @@ def begin() -> Settings:
     The local runner's children outlive a `kill -9` of their parent. An orphan that goes on writing would meet
     the next run at the same files, so each step ends itself when the pipeline's process is gone.
     """
+    _step_runs.set()
     parent = os.environ.get(PARENT_PID)
     if parent and int(parent) != os.getpid():
         threading.Thread(target=_die_with, args=(int(parent),), daemon=True).start()
@@ -56,4 +58,5 @@ def _die_with(pid: int) -> None:
 
 def tell(text: str, done: int = 0, total: int = 0) -> None:
     """Print one line of progress that the command line turns into a bar."""
-    print(f"{PROGRESS}{json.dumps({'text': text, 'done': done, 'total': total})}", flush=True)
+    if _step_runs.is_set():
+        print(f"{PROGRESS}{json.dumps({'text': text, 'done': done, 'total': total})}", flush=True)

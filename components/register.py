@@ -18,6 +18,7 @@ def numbers_of(gate: dict[str, Any], drift: dict[str, Any], train: dict[str, Any
         for who, measured in gate["metrics"].items()
         if measured
         for action, value in measured["hit3"].items()
+        if value is not None
     }
     trained = {f"train_{k}": float(train[k]) for k in ("rows", "requests", "loss", "train_seconds")}
     return {**hit3, **trained, "evidence_requests": float(gate["requests"]), "drift_share": drift["share"]}

@@ -26,6 +26,7 @@ from engagement.profiles import Profiles
 from engagement.quarantine import Quarantine
 from engagement.reading import frame
 from engagement.report import ImportReport
+from engagement.sampling import CANDIDATES
 from engagement.settle import STORED, settle
 from engagement.spill import RequestSpill, TimeSpill, request_hash
 from engagement.validate import BAD, check_engagements
@@ -132,7 +133,7 @@ class Import:
         return [*self._schema.names, "_row", "_file"]
 
     def _pull_stored(self, spill: RequestSpill, touched: np.ndarray) -> None:
-        """Add the stored rows of all requests that the delivery touches, wherever in time they lie."""
+        """Add the stored logged rows of all requests that the delivery touches, wherever in time they lie."""
         marks = {"_row": pl.lit(STORED, pl.Int64), "_file": pl.lit(-1, pl.Int32)}
         for part in self._parts:
             if part.room != "engagements" or not len(touched):
@@ -141,15 +142,15 @@ class Import:
             hashes = request_hash(frame(read_part(path, ["request_id"]))["request_id"]).to_numpy()
             hit = touched[np.searchsorted(touched[:-1], hashes)] == hashes
             if hit.any():
-                rows = frame(read_part(path)).filter(pl.Series(hit))
+                rows = frame(read_part(path)).filter(pl.Series(hit) & ~pl.col("sampled"))
                 spill.add(rows.with_columns(**marks).select(self._columns))
 
     def _settle(self, spill: RequestSpill, items: pl.DataFrame) -> TimeSpill:
         by_time, tally = TimeSpill(self._work / "times"), self._tally
         names = dict(enumerate(self._files))
-        candidates = items if self._manifest.exposure == "positives" else None
-        for group in spill.groups():
-            done = settle(group, self._schema.names, candidates)
+        completes = self._manifest.exposure == "positives"
+        for group in spill.groups(growth=CANDIDATES if completes else 1):
+            done = settle(group, self._schema.names, items if completes else None)
             file = pl.col("file").cast(pl.Int32).replace_strict(names, default="")
             self._quarantine.add(done.bad.with_columns(file))
             drawn = int(done.new["sampled"].sum())

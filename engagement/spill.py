@@ -14,7 +14,7 @@ from engagement.reading import frame
 DAY_US = 86_400_000_000
 BUCKETS = 64
 FLUSH_ROWS = 250_000  # validated rows that wait in memory for being split
-GROUP_ROWS = 1_000_000  # rows that are settled at once; a bucket with more is settled alone
+GROUP_ROWS = 1_000_000  # rows that settling yields at once; a bucket that yields more is settled alone
 
 
 class RequestSpill:
@@ -34,14 +34,18 @@ class RequestSpill:
         if sum(w.height for w in self._waiting) >= FLUSH_ROWS:
             self._flush()
 
-    def groups(self) -> Iterator[pl.DataFrame]:
-        """Finish writing; then all rows, in groups that hold every row of a request, until each was given once."""
+    def groups(self, growth: int = 1) -> Iterator[pl.DataFrame]:
+        """Finish writing; then all rows, in groups that hold every row of a request, until each was given once.
+
+        Args:
+            growth: Rows that one row may become while it is settled.
+        """
         self._flush()
         for writer in self._writers.values():
             writer.close()
         group: list[int] = []
         for bucket in sorted(self._writers):
-            if group and sum(self._rows[b] for b in group) + self._rows[bucket] > GROUP_ROWS:
+            if group and growth * (sum(self._rows[b] for b in group) + self._rows[bucket]) > GROUP_ROWS:
                 yield self._load(group)
                 group = []
             group.append(bucket)

@@ -14,6 +14,8 @@ from evergreen.settings import LOOPBACK, Settings
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+if not out.is_terminal:
+    out.width = 120  # a file or a CI log; rich would take 80
 
 
 class Progress:
@@ -85,7 +87,7 @@ def imported(report: dict[str, Any]) -> None:
 
 def interval(metric: dict[str, Any] | None, action: str) -> str:
     """`0.123 [0.10, 0.14]`, or a dash for a model that there is not."""
-    if not metric:
+    if not metric or metric["hit3"][action] is None:
         return "–"
     value = f"{metric['hit3'][action]:.3f}"
     bounds = metric.get("interval", {}).get(action)

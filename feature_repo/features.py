@@ -23,9 +23,8 @@ CATEGORIES_WIDTH = 8  # of a list<string> the first eight count
 COUNT_DAYS = (1, 7, 30)
 RATE_DAYS = 30
 RATE_PRIOR_WEIGHT = 20.0  # impressions' worth of trust in the global rate
-STATS_TTL = timedelta(
-    days=7
-)  # longer than the longest gap between two slots; a stopped pipeline serves nulls, not old counts
+# Longer than the longest gap between two slots; a stopped pipeline serves nulls rather than old counts.
+STATS_TTL = timedelta(days=7)
 ITEM_CREATED = "_created_us"  # column of item_profile that the age is worked out from; no feature itself
 _TAKEN = ("event_timestamp", "created_timestamp", "embedding")  # columns of every profile view
 

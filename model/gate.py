@@ -51,8 +51,9 @@ class Verdict:
     rules: tuple[RuleOutcome, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return asdict(self)
+        """Plain JSON data; a number that could not be measured is null."""
+        data: dict[str, Any] = _plain(asdict(self))
+        return data
 
     def to_markdown(self) -> str:
         """The evidence as a page for KFP and MLflow."""
@@ -72,6 +73,14 @@ class Verdict:
         lines += ["", "| rule | passed | |", "|---|---|---|"]
         lines += [f"| {r.rule} | {'yes' if r.passed else '**no**'} | {r.told} |" for r in self.rules]
         return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def judge(table: RankingTable, challenger: np.ndarray, champion: np.ndarray | None, seed: int) -> Verdict:

@@ -135,7 +135,7 @@ def _run_slot(settings: Settings, snapshot: Snapshot, plan: Plan, lineage: Linea
         "train_start": plan.train_start.isoformat(),
         "train_end": plan.train_end.isoformat(),
         "train_rows": train_table.rows,
-        "train_seconds": round(challenger.metrics["train_seconds"], 3),
+        "train_seconds": round(challenger.metrics["train_seconds"] + challenger.metrics["importance_seconds"], 3),
         "requests": verdict.requests,
         "skipped_requests": verdict.skipped_requests,
         "metrics": verdict.metrics,

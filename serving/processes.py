@@ -147,7 +147,7 @@ class Processes:
                 return present
             self.stop(name)
             for port in ports.values():
-                _require_free(port, name, setting)
+                require_free(port, name, setting)
             record = Process(
                 name=name,
                 pid=0,
@@ -323,7 +323,12 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _require_free(port: int, name: str, setting: str) -> None:
+def require_free(port: int, name: str, setting: str) -> None:
+    """Refuse a port on which something listens.
+
+    Raises:
+        EvergreenError: It is in use; names the setting to change.
+    """
     if not _is_free(port):
         remedy = f"Stop what listens there or set {setting} to another port" if setting else "Try again"
         raise EvergreenError(f"port {port}, wanted by {name}, is in use", remedy)

@@ -16,7 +16,7 @@ from evergreen.settings import LOOPBACK, Settings
 from serving import gateway
 from serving.files import directory_digest
 from serving.gateway import Backend, Gateway, Routing
-from serving.processes import Process, Processes, free_port
+from serving.processes import Process, Processes, free_port, require_free
 from serving.registry import Registry
 from serving.server import KEEP_SIGNAL
 
@@ -110,6 +110,8 @@ class Stack:
         Raises:
             EvergreenError: It cannot be served; what served before goes on.
         """
+        if self.gateway.process is None:  # told before ten seconds go into starting the predictor
+            require_free(self._settings.gateway_port, gateway.NAME, GATEWAY_SETTING)
         champion = self._registry.aliases().get("champion")
         routing = Routing()
         if champion:
@@ -139,11 +141,14 @@ def up(settings: Settings) -> list[dict[str, Any]]:
         For each its `name`, its `url`, whether it was `already` running, and a `note` where there is one.
 
     Raises:
-        EvergreenError: A port is in use, or something does not start; what was started before it stays.
+        EvergreenError: A port is in use, and nothing was started; or something does not start.
     """
     with serving_lock(settings):
         stack = Stack(settings, Registry(settings))
         before = {p.name for p in stack.processes.running() if not p.parent}
+        for name, port, setting in _doors(settings):
+            if name not in before:
+                require_free(port, name, setting)
         # All at once: each spends seconds on imports.
         interfaces = [start(settings, stack.processes) for start in (mlflow_ui, evidently_ui)]
         routing = stack.serve_champion()
@@ -243,6 +248,15 @@ def evidently_ui(settings: Settings, processes: Processes) -> Process:
         ports={"http": port},
         setting=EVIDENTLY_SETTING,
     )
+
+
+def _doors(settings: Settings) -> list[tuple[str, int, str]]:
+    """Name, port and setting of everything that a person opens."""
+    return [
+        (gateway.NAME, settings.gateway_port, GATEWAY_SETTING),
+        (MLFLOW, settings.mlflow_port, MLFLOW_SETTING),
+        (EVIDENTLY, settings.evidently_port, EVIDENTLY_SETTING),
+    ]
 
 
 def _describe(process: Process) -> Mapping[str, Any]:

@@ -236,6 +236,42 @@ def test_harmful_challenger_comes_back_at_the_first_step_and_the_champion_stays(
     assert left_over(home) == []
 
 
+def test_challenger_killed_in_mid_canary_comes_back_and_its_users_are_answered(home):
+    result = child(roll_and_kill, home, "2")
+    assert (
+        result["outcome"] == "rolled_back" and "no answer" in result["reason"] and "v1 stepped in" in result["reason"]
+    )
+    assert [(s["percent"], s["verdict"]) for s in result["steps"]] == [(10, "pass"), (50, "fail")]
+    assert result["statuses"] == [200]
+    assert child(look, home)["aliases"] == {"champion": "1"}
+    assert left_over(home) == []
+
+
+def roll_and_kill(home: Path, version: str) -> dict:
+    """A rollout whose challenger is killed at 50 %; with the statuses that clients got."""
+    from serving.processes import Processes
+    from serving.registry import Registry
+    from serving.replay import Client
+    from serving.rollout import Rollout
+    from tests.fault.serving_light import LightScorer, light_stack
+
+    settings, statuses, real = Settings(home=home), set(), Client.replay
+
+    def remember(client, *arguments):
+        answers = real(client, *arguments)
+        statuses.update(a.status for a in answers)
+        return answers
+
+    def kill(line: str) -> None:
+        if "at 50 %: replaying" in line:
+            os.kill(Processes(settings).get(f"predictor-{version}").pid, signal.SIGKILL)
+
+    Client.replay = remember
+    registry = Registry(settings)
+    result = Rollout(settings, registry, light_stack(settings, registry), LightScorer).run(version, requests(), kill)
+    return {**json.loads(result.to_json()), "statuses": sorted(statuses)}
+
+
 def test_rolled_back_version_is_not_tried_again_unless_asked(home):
     first = child(roll, home, VERSION["fails"])
     second = child(roll, home, VERSION["fails"])

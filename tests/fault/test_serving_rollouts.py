@@ -7,11 +7,11 @@ one, a killed rollout, `evergreen down`. While challengers come and go, a client
 import http.client
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -25,7 +25,7 @@ from serving.protocol import MAX_CANDIDATES, RankRequest, from_json, to_json
 from serving.registry import Registry
 from serving.rollout import Rollout
 from serving.rollout_state import Journal
-from serving.stack import PREDICTOR, Stack, down, serving_state, up
+from serving.stack import PREDICTOR, down, serving_state, up
 from tests.fault.test_serving_kills import left_over
 from tests.serving_lab import Feed, feed_home, replay_requests, write_bundle
 
@@ -96,7 +96,7 @@ class Crowd:
         self._thread.join()
 
     def _ask(self) -> None:
-        while not self._stop.wait(0.03):
+        while not self._stop.wait(0.1):
             request = self.requests[self.asked % (len(self.requests) - 1)]
             self.asked += 1
             try:
@@ -251,7 +251,7 @@ def test_bad_requests_fill_no_log_and_disturb_nobody(feed, running, requests):
     for _ in range(20):
         assert post(process.ports["http"], body_with(user_id=None))[0] == 400
     assert post(process.ports["http"], json.dumps(to_json(requests[0])).encode())[0] == 200
-    assert os.path.getsize(process.log) < 2000
+    assert Path(process.log).stat().st_size < 2000
 
 
 def test_challenger_with_a_nan_for_one_item_comes_back_and_no_user_sees_an_error(feed, registry, running, requests):
@@ -265,22 +265,6 @@ def test_challenger_with_a_nan_for_one_item_comes_back_and_no_user_sees_an_error
     assert registry.aliases()["champion"] == "1"
     assert registry.get("3").tags["rollout"].startswith("rolled_back: ")
     assert serving_state(feed.settings)["summary"] == "v1 100 %" and predictor(feed, "3") is None
-    assert crowd.asked > 20 and crowd.failures == []
-
-
-def test_challenger_killed_in_mid_canary_comes_back_and_no_user_sees_an_error(feed, registry, running, requests):
-    killed: list[int] = []
-
-    def kill_at_half(line: str) -> None:
-        if "at 50 %: replaying" in line and not killed:
-            killed.append(predictor(feed, "5").pid)
-            threading.Timer(0.1, os.kill, (killed[0], signal.SIGKILL)).start()
-
-    with Crowd(feed, requests) as crowd:
-        result = Rollout(feed.settings, registry).run("5", requests, kill_at_half)
-    assert killed and result.outcome == "rolled_back", result.reason
-    assert [(s.percent, s.verdict) for s in result.steps][0] == (10, "pass") and result.steps[-1].verdict == "fail"
-    assert registry.aliases()["champion"] == "1" and serving_state(feed.settings)["summary"] == "v1 100 %"
     assert crowd.asked > 20 and crowd.failures == []
 
 
@@ -362,13 +346,13 @@ def test_server_refuses_a_bundle_that_changed_after_it_was_fetched(feed, registr
     assert done.returncode == 1 and "digest differs" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_taken_gateway_port_is_told_with_its_setting(feed, registry, tmp_path):
-    other = feed.settings.model_copy(
-        update={"home": tmp_path, "gateway_port": Processes(feed.settings).get("gateway").ports["http"]}
-    )
-    with pytest.raises(EvergreenError, match="is in use.*EVERGREEN_GATEWAY_PORT"):
-        Stack(other, Registry(other)).serve_champion()
-    assert left_over(tmp_path) == []
+def test_taken_port_is_told_with_its_setting_before_anything_starts(feed, running, tmp_path):
+    taken = Processes(feed.settings).get("gateway").ports["http"]
+    for setting in ("gateway_port", "mlflow_port", "evidently_port"):
+        other = feed.settings.model_copy(update={"home": tmp_path, setting: taken})
+        with pytest.raises(EvergreenError, match=f"port {taken}.*is in use.*EVERGREEN_{setting.upper()}"):
+            up(other)
+        assert left_over(tmp_path) == []
 
 
 def test_down_stops_exactly_what_up_started(feed, running):
