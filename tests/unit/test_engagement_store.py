@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -72,6 +73,33 @@ def test_order_and_batches_of_a_delivery_change_no_byte(store, delivered, tmp_pa
     other = EngagementStore(tmp_path)
     other.append(type(made)(made.manifest, iter(batches), made.items, made.users))
     assert content(tmp_path) == {k: v for k, v in content(store.root).items() if not k.startswith("snapshots")}
+
+
+@pytest.mark.parametrize("exposure", ["impressions", "positives"])
+def test_many_small_groups_on_disk_give_the_bytes_of_one_in_memory(tmp_path, monkeypatch, exposure):
+    made = write_contract_dir(tmp_path / "d", users=15, items=60, days=4, exposure=exposure)
+    again = pq.read_table(made / "engagements" / "day-0000.parquet").slice(0, 9)
+    pq.write_table(again, made / "engagements" / "day-0009.parquet")  # duplicates, so that there is a quarantine
+    whole, pieces = EngagementStore(tmp_path / "whole"), EngagementStore(tmp_path / "pieces")
+    whole.append(contract_dir.read(made))
+    monkeypatch.setattr("engagement.spill.GROUP_ROWS", 200)
+    monkeypatch.setattr("engagement.spill.FLUSH_ROWS", 100)
+    monkeypatch.setattr("engagement.importers.contract_dir.BATCH_ROWS", 70)
+    report = pieces.append(contract_dir.read(made))
+    assert report.quarantined == {"duplicate": 9}
+    assert pieces.snapshot(LATER).digest == whole.snapshot(LATER).digest
+
+
+def test_a_large_day_becomes_several_parts_with_the_same_rows(delivered, store, tmp_path, monkeypatch):
+    monkeypatch.setattr("engagement.parts.PART_ROWS", 100)
+    split = EngagementStore(tmp_path)
+    split.append(contract_dir.read(delivered))
+    snapshot, reference = split.snapshot(LATER), store.snapshot(LATER)
+    parts = snapshot.parts("engagements")
+    assert len(parts) > len(reference.parts("engagements")) == 14 and sum(p.rows for p in parts) == sum(
+        p.rows for p in reference.parts("engagements")
+    )
+    assert snapshot.engagements().equals(reference.engagements())
 
 
 def test_newer_days_leave_an_old_snapshot_as_it_was(tmp_path):

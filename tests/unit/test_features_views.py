@@ -36,11 +36,11 @@ def _same(a: dict, b: dict) -> bool:
 
 
 def test_day_by_day_gives_the_same_bytes_as_all_at_once(tmp_path):
-    store = import_synth(tmp_path, days=12, **SMALL)
-    last = store.snapshot(START + 12 * DAY + timedelta(hours=3))
+    store = import_synth(tmp_path, users=3, items=12, days=34, late_share=0.1)
+    last = store.snapshot(START + 34 * DAY + timedelta(hours=3))
     build_views(tmp_path / "backfill", Inputs(last))
     written = []
-    for day in (3, 4, 7, 12):
+    for day in (3, 4, 25, 34):  # the last step looks back over the longest window
         written.append(build_views(tmp_path / "steps", Inputs(store.snapshot(START + day * DAY + timedelta(hours=3)))))
     assert _same(_content(tmp_path / "backfill", last.as_of), _content(tmp_path / "steps", last.as_of))
     # One more day costs its two snapshots, its histories, the unfinished day, and the two profiles: nothing else.
@@ -111,7 +111,7 @@ views.build_views(home / "views", views.Inputs(EngagementStore(home / "data").sn
 
 @pytest.mark.parametrize("files", [2, 14])
 def test_killed_at_any_file_the_next_build_gives_the_same_bytes_at_whatever_instant(tmp_path, files):
-    store = import_synth(tmp_path, days=9, **SMALL)
+    store = import_synth(tmp_path, days=9, **{**SMALL, "items": 60})  # half of them appear while the log runs
     early, late = (store.snapshot(START + d * DAY + timedelta(hours=3)) for d in (4, 9))
     build_views(tmp_path / "views", Inputs(early))
     before = len(list((tmp_path / "views").glob("*/*.parquet")))
