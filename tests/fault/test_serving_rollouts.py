@@ -20,7 +20,7 @@ import pytest
 from engagement.errors import EvergreenError
 from evergreen.settings import TELEMETRY_OFF
 from serving.buckets import bucket
-from serving.processes import Processes, http_get
+from serving.processes import Processes, free_port, http_get
 from serving.protocol import MAX_CANDIDATES, RankRequest, from_json, to_json
 from serving.registry import Registry
 from serving.rollout import Rollout
@@ -348,8 +348,10 @@ def test_server_refuses_a_bundle_that_changed_after_it_was_fetched(feed, registr
 
 def test_taken_port_is_told_with_its_setting_before_anything_starts(feed, running, tmp_path):
     taken = Processes(feed.settings).get("gateway").ports["http"]
-    for setting in ("gateway_port", "mlflow_port", "evidently_port"):
-        other = feed.settings.model_copy(update={"home": tmp_path, setting: taken})
+    names = ("gateway_port", "mlflow_port", "evidently_port")
+    for setting in names:
+        ports = {name: free_port() for name in names} | {setting: taken}
+        other = feed.settings.model_copy(update={"home": tmp_path} | ports)
         with pytest.raises(EvergreenError, match=f"port {taken}.*is in use.*EVERGREEN_{setting.upper()}"):
             up(other)
         assert left_over(tmp_path) == []
