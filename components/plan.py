@@ -111,7 +111,7 @@ def evidence_start(snapshot: Snapshot, after: datetime | None) -> datetime:
         after: End of the champion's training window; requests before it are no evidence.
 
     Raises:
-        EvergreenError: No slot lies between the champion's training window and `as_of`.
+        EvergreenError: No slot, or no request, lies between the champion's training window and `as_of`.
     """
     starts = [s for s in previous_slots(snapshot.as_of, MAX_EVIDENCE_SLOTS) if after is None or s > after]
     if not starts:
@@ -120,6 +120,11 @@ def evidence_start(snapshot: Snapshot, after: datetime | None) -> datetime:
             "Choose a later --as-of",
         )
     times = _comparable_requests(snapshot, starts[-1])
+    if not times:
+        raise EvergreenError(
+            f"there are no requests with more than three candidates since {starts[-1]:%Y-%m-%d %H:%M}",
+            "Choose another --as-of, or import more engagement",
+        )
     enough = (s for s in starts if sum(t >= s for t in times) >= MIN_EVIDENCE_REQUESTS)
     return next(enough, starts[-1])
 

@@ -11,6 +11,7 @@ import yaml
 
 from engagement.errors import EvergreenError
 from serving.manifest_rules import validate
+from serving.registry import Registry
 
 IMAGE = "evergreen-python:0.1.0"
 NAME = "homefeed-ranker"
@@ -118,6 +119,20 @@ def render(
         },
         "spec": spec,
     }
+
+
+def rollout_yaml(registry: Registry, version: str, percent: int = 10) -> str:
+    """Runtime and service for the first canary step of a version, or for a first model alone.
+
+    Raises:
+        EvergreenError: The version is not registered.
+    """
+    champion = registry.champion()
+    uri = registry.storage_uri(version)
+    if champion is None or champion.version == version:
+        return to_yaml(serving_runtime(), render(version, uri))
+    beside = (champion.version, registry.storage_uri(champion.version))
+    return to_yaml(serving_runtime(), render(version, uri, percent, beside))
 
 
 def to_yaml(*documents: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from serving.protocol import RankRequest
 from serving.registry import CHAMPION, ROLLOUT, Registry
 from serving.replay import Client
 from serving.rollout_state import PENDING, ROLLED_BACK, Final, Journal, RolloutResult, State, Step
-from serving.scoring import Scorer, open_scorer
+from serving.scoring import Reader, Scorer, open_features
 from serving.stack import PREDICTOR, Stack, backend, serving_lock
 
 STEPS = (10, 50, 100)  # per cent of the users; a first model has nobody to share with and starts at the last
@@ -57,7 +57,8 @@ class Rollout:
         settings: The home.
         registry: Its registry.
         stack: Where it serves; the default is the home's own.
-        scorer: Opens a bundle with the home's features, to know what the challenger should answer.
+        features: Opens the home's online features.
+        scorer: Opens a bundle with them, to know what the challenger should answer.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Rollout:
         settings: Settings,
         registry: Registry,
         stack: Stack | None = None,
-        scorer: Callable[[Settings, Path], Scorer] = open_scorer,
+        features: Callable[[Settings], Reader] = open_features,
+        scorer: Callable[[Path, Reader], Scorer] = Scorer,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._journal = Journal(settings.serving)
         self._stack = stack or Stack(settings, registry)
+        self._features = features
         self._scorer = scorer
 
     def run(
@@ -89,8 +92,7 @@ class Rollout:
             again: Try a version once more that was rolled back before.
 
         Raises:
-            EvergreenError: The version is unknown, there are no requests, another rollout runs, or champion,
-            gateway
+            EvergreenError: The version is unknown, there are no requests, another rollout runs, or champion, gateway
                 or features cannot be had: nothing was decided then, and the same call may be made again.
         """
         tell = progress or (lambda text: None)
@@ -98,11 +100,12 @@ class Rollout:
             registered = self._registry.get(str(version))
             state = self._journal.load()
             champion = self._registry.aliases().get(CHAMPION, "")
-            if state is None or state.version != registered.version or self._stale(state, champion):
+            ours = state is not None and state.version == registered.version
+            if state is None or not ours or self._stale(state, champion):
                 verdict, _, reason = registered.tags.get(ROLLOUT, "").partition(": ")
                 if champion == registered.version:
                     return self._decided_before(champion, "champion", champion, "it is champion already")
-                if verdict == ROLLED_BACK and not again:
+                if verdict == ROLLED_BACK and not again and not (ours and state and not state.final):
                     return self._decided_before(registered.version, "rolled_back", champion, reason)
                 state = self._begin(registered.version, champion, state)
             elif state.stage == ROLLED_BACK and again:
@@ -122,8 +125,12 @@ class Rollout:
         return champion not in (state.champion, state.version)
 
     def _begin(self, version: str, champion: str, before: State | None) -> State:
-        if before is not None and not before.final:
-            self._settle(self._journal.move(before, ROLLED_BACK, "given up", reason=f"given up for version {version}"))
+        if before is not None and not before.final and before.version != version:
+            if champion == before.version:  # killed right after its promotion
+                self._settle(self._journal.move(before, CHAMPION, "promoted", reason=_last_reason(before)))
+            else:
+                reason = f"given up for version {version}"
+                self._settle(self._journal.move(before, ROLLED_BACK, reason, reason=reason))
         state = self._journal.move(State(version, champion), PENDING, "rollout begins")
         self._registry.offer(version)
         return state
@@ -222,6 +229,9 @@ class Rollout:
         self, state: State, windows: Mapping[int, Sequence[RankRequest]]
     ) -> tuple[Scorer, dict[str, np.ndarray]]:
         """Scores by the registered challenger for each request that it will be asked."""
+        features = self._features(
+            self._settings
+        )  # without them nobody can be judged, which is not the challenger's fault
         asked = {
             request.request_id: request
             for percent, window in windows.items()
@@ -229,7 +239,7 @@ class Rollout:
             if percent not in state.passed and _wanted(state, percent, request) == state.version
         }
         try:
-            scorer = self._scorer(self._settings, self._registry.fetch(state.version))
+            scorer = self._scorer(self._registry.fetch(state.version), features)
             return scorer, {name: scorer(request) for name, request in asked.items()}
         except EvergreenError as error:
             raise _RejectedError(error.problem) from error

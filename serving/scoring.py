@@ -56,16 +56,16 @@ class Scorer:
         return score(self._bundle, table)
 
 
-def open_scorer(settings: Settings, bundle: Path) -> Scorer:
-    """A bundle with the home's online features.
+def open_features(settings: Settings) -> Reader:
+    """The home's online features.
 
     Raises:
-        EvergreenError: The bundle is damaged, or nothing was materialised yet.
+        EvergreenError: Nothing was materialised yet.
     """
     _without_type_checks()
     from feature_repo.repo import FeatureRepo
 
-    return Scorer(bundle, FeatureRepo(settings.features).online())
+    return FeatureRepo(settings.features).online()
 
 
 def _without_type_checks() -> None:

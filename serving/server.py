@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     import torch
 
     from serving.predictor import RankerPredictor
-    from serving.scoring import open_scorer
+    from serving.scoring import Scorer, open_features
 
     torch.set_num_threads(THREADS)
-    model = RankerPredictor(settings.model_name, options.version, open_scorer(settings, options.bundle))
+    scorer = Scorer(options.bundle, open_features(settings))
+    model = RankerPredictor(settings.model_name, options.version, scorer)
     model.load()
     # What is loaded stays: without this a full collection stops the server for 200 ms now and then.
     gc.collect()
@@ -64,24 +66,27 @@ def _model_server(host: str, port: int) -> Any:
     import kserve.protocol.rest.server as rest
     from fastapi.exceptions import RequestValidationError
     from kserve import ModelServer
-    from kserve.errors import InvalidInput, ModelNotFound
+    from kserve.errors import InferenceError, InvalidInput, ModelNotFound
     from kserve.model_server import app
 
     class _Config(rest.uvicorn.Config):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **(kwargs | {"host": host, "access_log": False}))
 
-    class _NotTheirFault(logging.Filter):
+    class _Short(logging.Filter):
+        """No line for a bad request, one line and no traceback for a bad model."""
+
         def filter(self, record: logging.LogRecord) -> bool:
             error = record.exc_info[1] if record.exc_info else None
+            if isinstance(error, InferenceError):
+                record.msg, record.args, record.exc_info = str(error), (), None
             return not isinstance(error, InvalidInput | ModelNotFound)
 
     rest.uvicorn.Config = _Config  # KServe 0.21 has no setting for the interface
-    for name in ("kserve", "kserve.trace", "uvicorn", "uvicorn.error", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="fastapi")
     server = ModelServer(http_port=port, workers=1, enable_grpc=False, enable_latency_logging=False, grace_period=GRACE)
-    logging.getLogger("kserve").addFilter(_NotTheirFault())
-    for name in ("kserve", "kserve.trace"):
+    logging.getLogger("kserve").addFilter(_Short())
+    for name in ("kserve", "kserve.trace", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.ERROR)
     app.add_exception_handler(RequestValidationError, _refuse_malformed)
     server.dataplane.decode = _clear_errors(server.dataplane.decode)

@@ -150,7 +150,8 @@ def up(settings: Settings) -> list[dict[str, Any]]:
             if name not in before:
                 require_free(port, name, setting)
         # All at once: each spends seconds on imports.
-        interfaces = [start(settings, stack.processes) for start in (mlflow_ui, evidently_ui)]
+        starts = (mlflow_ui, evidently_ui) if _registry_is_here(settings) else (evidently_ui,)
+        interfaces = [start(settings, stack.processes) for start in starts]
         routing = stack.serve_champion()
         for process in interfaces:
             stack.processes.wait(process)
@@ -252,11 +253,16 @@ def evidently_ui(settings: Settings, processes: Processes) -> Process:
 
 def _doors(settings: Settings) -> list[tuple[str, int, str]]:
     """Name, port and setting of everything that a person opens."""
-    return [
+    found = [
         (gateway.NAME, settings.gateway_port, GATEWAY_SETTING),
-        (MLFLOW, settings.mlflow_port, MLFLOW_SETTING),
         (EVIDENTLY, settings.evidently_port, EVIDENTLY_SETTING),
     ]
+    return found + ([(MLFLOW, settings.mlflow_port, MLFLOW_SETTING)] if _registry_is_here(settings) else [])
+
+
+def _registry_is_here(settings: Settings) -> bool:
+    """Whether the registry is a file of this home; a remote MLflow has its own UI."""
+    return not settings.tracking_uri.startswith("http")
 
 
 def _describe(process: Process) -> Mapping[str, Any]:

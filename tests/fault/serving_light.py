@@ -26,7 +26,7 @@ def scores(item: str, version: str) -> list[float]:
 class LightScorer:
     """The truth about one version."""
 
-    def __init__(self, settings, bundle: Path) -> None:
+    def __init__(self, bundle: Path, features) -> None:
         from engagement.table import Feature, TableSpec
 
         self.spec = TableSpec((Feature("item_id", "candidate", "categorical"),), ACTIONS, "save")

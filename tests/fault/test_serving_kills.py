@@ -108,8 +108,12 @@ def roll(home: Path, version: str, permanent: bool = False, die_at: int = 0, aga
         settings = settings.model_copy(update={"gateway_port": stack.gateway.process.ports["http"]})
         stack = light_stack(settings, registry)
     points = count_transitions(die_at)
-    result = Rollout(settings, registry, stack, LightScorer).run(version, requests(), again=again)
+    result = Rollout(settings, registry, stack, no_features, LightScorer).run(version, requests(), again=again)
     return {**json.loads(result.to_json()), "points": len(points), "names": points}
+
+
+def no_features(settings: Settings) -> None:
+    """The light model needs none."""
 
 
 def count_transitions(die_at: int) -> list[str]:
@@ -274,7 +278,9 @@ def roll_and_kill(home: Path, version: str) -> dict:
 
     Client.replay = remember
     registry = Registry(settings)
-    result = Rollout(settings, registry, light_stack(settings, registry), LightScorer).run(version, requests(), kill)
+    result = Rollout(settings, registry, light_stack(settings, registry), no_features, LightScorer).run(
+        version, requests(), kill
+    )
     return {**json.loads(result.to_json()), "statuses": sorted(statuses)}
 
 
@@ -319,6 +325,40 @@ def test_rollout_that_was_killed_is_given_up_when_another_version_comes(home):
     assert child(roll, home, VERSION["lies"])["outcome"] == "rolled_back"
     seen = child(look, home)
     assert seen["aliases"] == {"champion": "1"} and "given up" in seen["tags"]["2"]
+
+
+def test_rollout_killed_right_after_its_promotion_stays_promoted_when_another_version_comes(template, home, tmp_path):
+    shutil.copytree(template, tmp_path / "whole")
+    names = child(roll, tmp_path / "whole", "2")["names"]
+    after = names.index("Registry.promote") + 2  # the next trace that it leaves; counted from one
+    assert in_child(roll, home, "2", False, after)[0] == -signal.SIGKILL
+    result = child(roll, home, VERSION["lies"])
+    assert (result["outcome"], result["serving_version"]) == ("rolled_back", "2")
+    seen = child(look, home)
+    assert seen["aliases"] == {"champion": "2", "previous": "1"} and seen["ends"] == ["champion", "rolled_back"]
+    assert seen["tags"]["2"] == "champion"
+
+
+def test_missing_features_are_nobodys_fault_and_decide_nothing(home):
+    code, said = in_child(roll_without_features, home, "2")
+    assert code == 1 and "no features were materialised" in said and left_over(home) == []
+    seen = child(look, home)
+    assert seen["ends"] == [] and seen["tags"]["2"] == ""
+    assert child(roll, home, "2")["outcome"] == "champion"
+
+
+def roll_without_features(home: Path, version: str) -> None:
+    from engagement.errors import EvergreenError
+    from serving.registry import Registry
+    from serving.rollout import Rollout
+    from tests.fault.serving_light import LightScorer, light_stack
+
+    def nothing(settings):
+        raise EvergreenError("no features were materialised")
+
+    settings = Settings(home=home)
+    registry = Registry(settings)
+    Rollout(settings, registry, light_stack(settings, registry), nothing, LightScorer).run(version, requests())
 
 
 def test_two_rollouts_at_once_are_refused(home):

@@ -137,9 +137,9 @@ def test_up_again_leaves_everything_alone(feed, running):
 
 
 def test_answers_are_the_registered_models_scores_best_first(feed, registry, running, requests):
-    from serving.scoring import open_scorer
+    from serving.scoring import Scorer, open_features
 
-    scorer = open_scorer(feed.settings, registry.fetch("1"))
+    scorer = Scorer(registry.fetch("1"), open_features(feed.settings))
     port = predictor(feed, "1").ports["http"]
     for request in requests[:10]:
         status, body, headers = post(port, json.dumps(to_json(request)).encode())

@@ -19,10 +19,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def told(home: Path, *arguments: str, code: int = 2, **env: str) -> str:
-    text = evergreen(home, *arguments, code=code, **env).strip()
-    assert len(text.splitlines()) == 1, text
+    text = evergreen(home, *arguments, code=code, **env)
     assert "Traceback" not in text
-    return text
+    errors = [line for line in text.splitlines() if not line.startswith("  ")]  # progress is indented
+    assert len(errors) == 1 and errors[0].startswith("evergreen: "), text
+    return errors[0]
 
 
 @pytest.mark.parametrize(
