@@ -19,7 +19,6 @@ from evergreen.settings import Settings, get_settings
 IMAGE = os.environ.get("EVERGREEN_IMAGE", "evergreen-python:0.1.0")
 
 
-
 def step(function: Callable[..., Any]) -> Any:
     """Declare a KFP step. Nothing is installed at run time: the image, or this environment, has everything.
 
@@ -28,6 +27,7 @@ def step(function: Callable[..., Any]) -> Any:
     if not hasattr(dsl, "component"):
         return function
     return dsl.component(function, base_image=IMAGE, install_kfp_package=False)
+
 
 PARENT_PID = "EVERGREEN_PARENT_PID"
 PROGRESS = "::evergreen::"

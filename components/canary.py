@@ -1,4 +1,4 @@
-"""Rollout steps: the Kubernetes side written down, and the canary itself."""
+"""The rollout step: the Kubernetes side written down, and the canary itself."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -61,25 +61,21 @@ def storage(settings: Settings, version: str) -> str:
 
 
 @step
-def render_service(version: str, manifest: dsl.Output[dsl.Artifact]) -> None:
-    """Write what Kubernetes would be told: the InferenceService with `spec.canary[]`."""
-    from pathlib import Path
+def run_canary(
+    version: str, as_of: str, again: bool, record: dsl.Output[dsl.Artifact], manifest: dsl.Output[dsl.Artifact]
+) -> str:
+    """Widen the canary step by step, or take it back; returns `champion` or `rolled_back`.
 
-    from components.base import begin
-    from components.canary import write_service
-
-    write_service(begin(), version, Path(manifest.path))
-
-
-@step
-def run_canary(version: str, as_of: str, again: bool, record: dsl.Output[dsl.Artifact]) -> str:
-    """Widen the canary step by step, or take it back; returns `champion` or `rolled_back`."""
+    `manifest` is what Kubernetes would be told at the first step: the InferenceService with `spec.canary[]`.
+    """
     from datetime import datetime
     from pathlib import Path
 
     from components.base import begin
-    from components.canary import roll_out
+    from components.canary import roll_out, write_service
 
-    result = roll_out(begin(), version, datetime.fromisoformat(as_of), again)
+    settings = begin()
+    write_service(settings, version, Path(manifest.path))
+    result = roll_out(settings, version, datetime.fromisoformat(as_of), again)
     Path(record.path).write_text(result.to_json())
     return result.outcome

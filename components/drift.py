@@ -101,7 +101,7 @@ def check_drift(
     from components.train import champion_directory
 
     settings, p = begin(), Plan.from_json(plan)
-    directory = champion_directory(settings, p.champion) or Path(bundle.path)
+    directory = champion_directory(settings, p) or Path(bundle.path)
     out = p.directory(settings) / "drift"
     check_window(settings, (p.champion or "first", directory), Path(table.path), (p.train_end, p.as_of), out)
     shutil.copyfile(out / "drift.json", verdict.path)

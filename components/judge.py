@@ -1,12 +1,12 @@
 """Step 4: the gate. Challenger against champion on the same later requests."""
 
 from kfp import dsl
-from model.gate import Verdict, judge
 
 from components.base import step
 from components.plan import Plan
 from engagement.table import RankingTable
 from model.bundle import Bundle
+from model.gate import Verdict, judge
 from model.predict import score
 
 
@@ -39,7 +39,7 @@ def judge_challenger(
     settings, p = begin(), Plan.from_json(plan)
     _, later = split(p, RankingTable.load(Path(table.path)))
     tell(f"judging on {later.requests} requests")
-    verdict = judge_bundles(p, later, Bundle.load(Path(bundle.path)), champion_bundle(settings, p.champion))
+    verdict = judge_bundles(p, later, Bundle.load(Path(bundle.path)), champion_bundle(settings, p))
     run, text = p.directory(settings), json.dumps(verdict.to_json(), indent=1)
     for path, content in (
         (run / "gate.json", text),

@@ -46,6 +46,7 @@ class Plan:
         seed: Seed of everything random.
         reason: What asked for the run: `slot`, `drift` or `person`.
         champion: Registry version that the run starts from and is judged against, empty for the first run.
+        champion_digest: Digest of its files, so that later steps can tell an unpacked copy is intact.
         train_start: Training rows are requests in [train_start, train_end).
         train_end: The challenger is judged on requests in [train_end, as_of), which neither model has seen.
     """
@@ -59,6 +60,7 @@ class Plan:
     seed: int
     reason: str
     champion: str
+    champion_digest: str
     train_start: datetime
     train_end: datetime
 
@@ -144,14 +146,15 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
     Raises:
         EvergreenError: There is no data, or nothing new since the champion's training window.
     """
-    from serving.registry import Registry
+    from serving.registry import DIGEST, Registry
 
     snapshot = EngagementStore(settings.data).snapshot(as_of)
     run_key = name_run(settings, snapshot, strategy)
     path = settings.runs / run_key / "plan.json"
     if path.exists():
         return Plan.from_json(path.read_text())
-    champion = Registry(settings).champion()
+    registry = Registry(settings)
+    champion = registry.champion()
     trained_to = datetime.fromisoformat(champion.tags["train_end"]) if champion else None
     plan = Plan(
         run_key=run_key,
@@ -163,6 +166,7 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
         seed=settings.seed,
         reason=reason,
         champion=champion.version if champion else "",
+        champion_digest=champion.tags[DIGEST] if champion else "",
         train_start=as_of,
         train_end=evidence_start(snapshot, trained_to),
     )
@@ -174,6 +178,8 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
             f"there is no history before {plan.train_end:%Y-%m-%d %H:%M} to train on",
             "Choose a later --as-of",
         )
+    if champion:
+        registry.fetch(champion.version)
     snapshot.save()
     write_text(path, plan.to_json())
     return plan

@@ -48,16 +48,24 @@ def train_challenger(plan: Plan, train_table: RankingTable, champion: Bundle | N
     )
 
 
-def champion_directory(settings: Settings, version: str) -> Path | None:
-    """The unpacked bundle of the champion that a plan names; None for the first run."""
+def champion_directory(settings: Settings, plan: Plan) -> Path | None:
+    """The unpacked bundle of the champion that a plan names, intact; None for the first run.
+
+    The plan's step has unpacked it, so the registry (4 s of imports) is asked only where that copy is gone.
+    """
+    from serving.files import directory_digest
     from serving.registry import Registry
 
-    return Registry(settings).fetch(version) if version else None
+    if not plan.champion:
+        return None
+    copy = settings.serving / "models" / plan.champion
+    intact = copy.is_dir() and directory_digest(copy) == plan.champion_digest
+    return copy if intact else Registry(settings).fetch(plan.champion)
 
 
-def champion_bundle(settings: Settings, version: str) -> Bundle | None:
-    """The champion that a plan names, verified; None for the first run."""
-    directory = champion_directory(settings, version)
+def champion_bundle(settings: Settings, plan: Plan) -> Bundle | None:
+    """The champion that a plan names; None for the first run."""
+    directory = champion_directory(settings, plan)
     return Bundle.load(directory) if directory else None
 
 
@@ -80,7 +88,7 @@ def train_ranker(plan: str, table: dsl.Input[dsl.Dataset], bundle: dsl.Output[ds
     run, out = p.directory(settings), Path(bundle.path)
     whole = RankingTable.load(Path(table.path))
     train_table, _ = split(p, whole)
-    trained = train_challenger(p, train_table, champion_bundle(settings, p.champion), run / "checkpoints")
+    trained = train_challenger(p, train_table, champion_bundle(settings, p), run / "checkpoints")
     trained.save(out)
     sample, _ = scored_sample(trained, whole, Path(table.path), p.train_start, p.train_end)
     pq.write_table(sample, out / REFERENCE)

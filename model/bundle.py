@@ -1,9 +1,9 @@
 """A trained model as one directory: weights, what an update needs to remember, and where it came from.
 
-    model.safetensors      dense weights, statistics, the seen rows of the embedding table
-    continual.safetensors  importance of the weights, accumulators of the table's optimiser
-    bundle.json            spec, recipe, lineage, metrics, SHA-256 of the two files
-    reference.parquet      optional, put there by whoever registers the model
+model.safetensors      dense weights, statistics, the seen rows of the embedding table
+continual.safetensors  importance of the weights, accumulators of the table's optimiser
+bundle.json            spec, recipe, lineage, metrics, SHA-256 of the two files
+reference.parquet      optional, put there by whoever registers the model
 """
 
 import json
@@ -73,11 +73,15 @@ class Bundle:
         return replace(self, metrics={**self.metrics, **metrics})
 
     def ranker(self) -> Ranker:
-        """A new ranker with these weights, in evaluation mode, on the CPU."""
+        """The ranker with these weights, in evaluation mode; one a bundle, for reading only."""
+        return self._ranker
+
+    @cached_property
+    def _ranker(self) -> Ranker:
         with torch.random.fork_rng():
             ranker = Ranker(self.recipe.ranker, self.spec)
         ranker.load_state(self.weights)
-        return ranker.eval()
+        return ranker.eval().requires_grad_(False)
 
     def save(self, directory: Path) -> None:
         """Write the bundle, atomically; does nothing when this very bundle is already there."""
@@ -102,7 +106,7 @@ class Bundle:
             checksum = card.pop("checksum")
             if sha(canonical(card).encode()) != checksum or card["format"] != FORMAT:
                 raise ValueError("its checksum or format is not what it should be")
-            lineage = {name: card[name] for name in ("strategy", "seed", "parent", "data", "train_rows", "code", "metrics")}
+            plain = ("strategy", "seed", "parent", "data", "train_rows", "code", "metrics")
             return cls(
                 spec=TableSpec.from_json(card["spec"]),
                 recipe=Recipe.from_json(card["recipe"]),
@@ -110,7 +114,7 @@ class Bundle:
                 memory=unpack(directory / MEMORY, card["files"][MEMORY]),
                 train_start=datetime.fromisoformat(card["train_start"]),
                 train_end=datetime.fromisoformat(card["train_end"]),
-                **lineage,
+                **{name: card[name] for name in plain},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvergreenError(f"{directory / CARD} is damaged ({error})", "Restore it, or train again") from error

@@ -54,7 +54,7 @@ class TrainConfig:
     """How the ranker is trained.
 
     Attributes:
-        epochs: Passes over the table when training from scratch.
+        epochs: Passes over the table when training from scratch; the embeddings start anew in each.
         update_epochs: Passes over the new window when continuing from a champion.
         requests_per_batch: Requests in one step; a step sees all their candidates.
         lr: Peak learning rate of the dense part (AdamW).
@@ -134,7 +134,7 @@ def laptop() -> Recipe:
             buckets=2**18,
             dim=16,
             action_dim=8,
-            history=32,
+            history=48,
             layers=1,
             ffn=32,
             first=4,
@@ -145,15 +145,15 @@ def laptop() -> Recipe:
         ),
         TrainConfig(
             epochs=3,
-            update_epochs=2,
-            requests_per_batch=64,
-            lr=2e-3,
-            table_lr=0.05,
+            update_epochs=1,
+            requests_per_batch=16,
+            lr=3e-3,
+            table_lr=0.1,
             update_lr_scale=0.5,
             weight_decay=0.01,
             warmup=0.1,
             clip=1.0,
-            id_dropout=0.1,
+            id_dropout=0.2,
             time_window_hours=0.5,
             primary_weight=2.0,
             negative_weight=1.0,
@@ -177,7 +177,9 @@ def debug() -> Recipe:
     sizes = replace(
         big.ranker, buckets=4096, dim=8, action_dim=4, history=8, layers=2, ffn=16, first=3, summary=16, hidden=(32,)
     )
-    return Recipe(sizes, replace(big.train, epochs=2, requests_per_batch=16, checkpoint_steps=5, fisher_rows=64, threads=1))
+    return Recipe(
+        sizes, replace(big.train, epochs=2, requests_per_batch=16, checkpoint_steps=5, fisher_rows=64, threads=1)
+    )
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"debug": debug, "laptop": laptop}

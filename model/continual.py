@@ -116,4 +116,3 @@ STRATEGIES = {
         Strategy("ewc+distill", continues=True, losses=(ewc_penalty, distillation)),
     )
 }
-DEFAULT_STRATEGY = "ewc+distill"

@@ -63,6 +63,11 @@ def hash_rows(hashes: np.ndarray, buckets: int) -> np.ndarray:
     return np.where(hashes == 0, 0, hashes % (buckets - 1) + 1)
 
 
+def pick_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Batcher:
     """Cuts batches out of a table.
 

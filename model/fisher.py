@@ -122,7 +122,7 @@ def _square_by_row(ranker: Ranker, batch: Batch, gradient: Vectors) -> tuple[Ten
     pair = torch.arange(samples, device=ids_SP.device)[:, None] * ranker.config.buckets + ids_SP
     real = ids_SP != 0
     pairs, slot = torch.unique(pair[real], return_inverse=True)
-    sums_UD = torch.zeros(len(pairs), gradient_SPD.shape[-1], device=ids_SP.device).index_add(0, slot, gradient_SPD[real])
+    sums_UD = gradient_SPD.new_zeros(len(pairs), gradient_SPD.shape[-1]).index_add(0, slot, gradient_SPD[real])
     return pairs % ranker.config.buckets, sums_UD.square()
 
 

@@ -10,9 +10,15 @@ from torch import Tensor, nn
 def l2_normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
     """Scale the last dimension to length one; a zero vector stays zero and has a finite gradient.
 
-    (`torch.nn.functional.normalize` divides the gradient of a near-zero vector by 1e-12.)
+    (`torch.nn.functional.normalize` divides the gradient of a near-zero vector by 1e-12.) A vector much shorter than
+    `eps ** 0.5` stays short: see `LEARNED_EPS`.
     """
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
+
+
+LEARNED_EPS = 0.1
+"""`eps` for rows of the embedding table. A row starts with length 0.08 and grows as it is trained, so an id with little
+data stays near zero; with a hard normalisation its random start would count as much as a well-known id."""
 
 
 def pool_values(values: Tensor, present: Tensor) -> Tensor:

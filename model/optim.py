@@ -19,7 +19,7 @@ class RowAdagrad:
 
     EPS = 1e-8
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: Tensor) -> None:
         self.weight = weight
         self.sums = torch.zeros(weight.shape[0], device=weight.device)
 

@@ -6,14 +6,9 @@ import torch
 from engagement.errors import EvergreenError
 from engagement.table import RankingTable
 from model.bundle import Bundle
-from model.data import Batcher
+from model.data import Batcher, pick_device
 
 BATCH_ROWS = 4096
-
-
-def pick_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def score(bundle: Bundle, table: RankingTable, batch_rows: int = BATCH_ROWS) -> np.ndarray:
@@ -31,7 +26,9 @@ def score(bundle: Bundle, table: RankingTable, batch_rows: int = BATCH_ROWS) -> 
         EvergreenError: The table has other features or actions than the model was trained on.
     """
     if table.spec != bundle.spec:
-        raise EvergreenError("the table has other features than the model was trained on", "Train the model again from scratch")
+        raise EvergreenError(
+            "the table has other features than the model was trained on", "Train the model again from scratch"
+        )
     device = pick_device()
     ranker = bundle.ranker().to(device)
     batcher = Batcher(table, ranker.config)

@@ -6,6 +6,7 @@ G hashed features (a feature may take several columns), X width of the crossed v
 
 import itertools
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from engagement.errors import EvergreenError
 from engagement.table import Feature, Level, RankingTable, TableSpec
 from model.config import RankerConfig
 from model.data import Batch, numeric_statistics
-from model.layers import CrossStack, NumericNorm, l2_normalise, mlp, pool_values
+from model.layers import LEARNED_EPS, CrossStack, NumericNorm, l2_normalise, mlp, pool_values
 from model.transact import TransAct
 
+START_LENGTH = 0.08  # of an embedding that no training has touched
 ITEM_FEATURE = "item_id"  # the candidate's own id; histories hold hashes of the same feature
 
 
@@ -44,7 +46,7 @@ class Hashed(nn.Module):
             return values.flatten(-2)
         parts = zip(values.split(self.widths, -2), ids.split(self.widths, -1), strict=True)
         pooled = [pool_values(v, i != 0) if v.shape[-2] > 1 else v.squeeze(-2) for v, i in parts]
-        return l2_normalise(torch.stack(pooled, -2)).flatten(-2)
+        return l2_normalise(torch.stack(pooled, -2), LEARNED_EPS).flatten(-2)
 
 
 class Numeric(nn.Module):
@@ -97,10 +99,8 @@ class Ranker(nn.Module):
         # Row 0 is "no value": always zero, never trained. `seen` marks rows that training changed: the others hold
         # their random start, which must not reach a score, so until then a new id is "no value" too.
         self.table = nn.Embedding(config.buckets, config.dim, padding_idx=0, sparse=True)
-        nn.init.normal_(self.table.weight, std=config.dim**-0.5)
-        with torch.no_grad():
-            self.table.weight[0].zero_()
         self.register_buffer("seen", torch.zeros(config.buckets, dtype=torch.bool))
+        self.draw_table(torch.default_generator)
 
         levels: tuple[Level, Level] = ("request", "candidate")
         self.hashed = nn.ModuleDict({v: Hashed(spec.of(v, hashed=True), config.dim) for v in levels})
@@ -116,18 +116,31 @@ class Ranker(nn.Module):
             config.summary,
             config.dropout,
         )
-        parts = [*self.hashed.values(), *self.numeric.values(), self.sequence]
-        self.crosses = CrossStack(sum(int(p.out_features) for p in parts), config.crosses)
+        width = sum(p.out_features for v in levels for p in (self._hashed(v), self._numeric(v))) + config.summary
+        self.crosses = CrossStack(width, config.crosses)
         self.mlp = mlp(self.crosses.out_features, config.hidden, config.dropout)
         self.heads = nn.Linear((self.crosses.out_features, *config.hidden)[-1], len(spec.actions))
 
+    @torch.no_grad()
+    def draw_table(self, generator: torch.Generator) -> None:
+        """Give all rows of the embedding table their random start, from a CPU generator on any device."""
+        weight = self.table.weight
+        weight.copy_(torch.randn(weight.shape, generator=generator) * (START_LENGTH * self.config.dim**-0.5))
+        weight[0].zero_()
+
     def fit_statistics(self, table: RankingTable) -> None:
         """Before training from scratch: scales of the numeric columns, and heads that start at the base rates."""
-        self.numeric["request"].fit(table.request_num)
-        self.numeric["candidate"].fit(table.item_num)
+        self._numeric("request").fit(table.request_num)
+        self._numeric("candidate").fit(table.item_num)
         rate = torch.from_numpy((table.labels.sum(0, dtype="int64") + 0.5) / (table.rows + 1.0))
         with torch.no_grad():
             self.heads.bias.copy_(torch.logit(rate))
+
+    def _hashed(self, level: Level) -> Hashed:
+        return cast(Hashed, self.hashed[level])
+
+    def _numeric(self, level: Level) -> Numeric:
+        return cast(Numeric, self.numeric[level])
 
     def state(self) -> dict[str, Tensor]:
         """All that was learned: the dense weights, the statistics and the seen rows of the table, no others."""
@@ -192,8 +205,9 @@ class Ranker(nn.Module):
         shifts = torch.arange(len(self.spec.actions), device=batch.history_bits_BL.device)
         types_BLA = ((batch.history_bits_BL[..., None] >> shifts) & 1).to(vectors.history_BLD.dtype)
         age_BL1 = torch.log1p(batch.history_hours_BL)[..., None]
-        action_BLH = torch.cat([self.action(types_BLA) + self.age(age_BL1), l2_normalise(vectors.history_BLD)], -1)
-        candidate_ND = l2_normalise(vectors.item_NWD.select(-2, self.item_column))
+        item_BLD = l2_normalise(vectors.history_BLD, LEARNED_EPS)
+        action_BLH = torch.cat([self.action(types_BLA) + self.age(age_BL1), item_BLD], -1)
+        candidate_ND = l2_normalise(vectors.item_NWD.select(-2, self.item_column), LEARNED_EPS)
         return self.sequence(action_BLH, candidate_ND, batch.history_mask_BL, batch.request_of_row)
 
 

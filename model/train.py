@@ -19,10 +19,9 @@ from model.bundle import Bundle, code_digest
 from model.checkpoint import Checkpoints
 from model.config import Recipe
 from model.continual import STRATEGIES, Strategy, Window
-from model.data import Batcher, row_weights, table_digest
+from model.data import Batcher, pick_device, row_weights, table_digest
 from model.files import canonical, sha
 from model.fisher import measure, sample_rows
-from model.predict import pick_device
 from model.trainer import Trainer, reproducible
 
 Progress = Callable[[int, int, float], None]  # (step, steps, loss)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,17 +26,18 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # the state that AdamW keeps for a
 def reproducible(threads: int) -> Iterator[None]:
     """Fixed threads, deterministic kernels and a private random state; all put back afterwards."""
     before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic
+    fill = deterministic.fill_uninitialized_memory
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads unwritten memory
+    deterministic.fill_uninitialized_memory = False  # costs time; nothing here reads unwritten memory
     try:
         with torch.random.fork_rng():
             yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        deterministic.fill_uninitialized_memory = fill
 
 
 class Trainer:
@@ -55,7 +57,13 @@ class Trainer:
     """
 
     def __init__(
-        self, spec: TableSpec, recipe: Recipe, seed: int, batcher: Batcher, champion: Bundle | None, device: torch.device
+        self,
+        spec: TableSpec,
+        recipe: Recipe,
+        seed: int,
+        batcher: Batcher,
+        champion: Bundle | None,
+        device: torch.device,
     ) -> None:
         self.config, self.seed, self.batcher, self.device = recipe.train, seed, batcher, device
         self.extra_losses: list[ExtraLoss] = []
@@ -64,13 +72,15 @@ class Trainer:
         torch.manual_seed(_mix(seed, 0))
         self.ranker = Ranker(recipe.ranker, spec).to(device)
         self.table_optimizer = RowAdagrad(self.ranker.table.weight)
+        self.continued = champion is not None
         self.scale, self.epochs = 1.0, self.config.epochs
         if champion:
             self.ranker.load_state(champion.weights)
             self._load_sums(champion.memory)
             self.scale, self.epochs = self.config.update_lr_scale, self.config.update_epochs
         self.dense_optimizer = dense_optimizer(self.ranker, self.config)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and self.config.precision == "auto")
+        half = device.type == "cuda" and self.config.precision == "auto"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.matrix = label_weights(spec, self.config).to(device)
 
     def run(self, checkpoints: Checkpoints, progress: Callable[[int, int, float], None]) -> float:
@@ -83,21 +93,37 @@ class Trainer:
         per_epoch = -(-self.batcher.table.requests // size)
         steps = per_epoch * self.epochs
         losses = [0.0] * per_epoch
-        done = self._resume(checkpoints, losses)
+        done = self._resume(checkpoints, losses, per_epoch)
         for step in range(done, steps):
-            if step == done or step % per_epoch == 0:
-                order = self.batcher.order(size, self.seed, step // per_epoch)
+            epoch, place = divmod(step, per_epoch)
+            if place == 0:
+                self._begin(epoch)
+            if place == 0 or step == done:
+                order = self.batcher.order(size, self.seed, epoch)
             torch.manual_seed(_mix(self.seed, step + 1))
-            batch = self.batcher.of_requests(order[step % per_epoch])
+            batch = self.batcher.of_requests(order[place])
             batch = hide(batch, config, torch.default_generator).to(self.device)
             loss = self._step(batch, self.scale * rate(step, steps, config.warmup))
-            losses[step % per_epoch] = loss
+            losses[place] = loss
             progress(step + 1, steps, loss)
             if (step + 1) % config.checkpoint_steps == 0 and step + 1 < steps:
                 counters = {"skipped": self.skipped, "losses": losses, "scaler": self.scaler.state_dict()}
                 checkpoints.save(step + 1, self._state(), counters)
         self._finish()
         return float(np.nanmean(losses))
+
+    def _begin(self, epoch: int) -> None:
+        """Training from scratch forgets the embeddings, and only them, between epochs.
+
+        A ranker with embeddings of ids overfits from its second epoch on, through the embeddings (Zhang et al. 2022,
+        arXiv 2209.06053); drawn anew each epoch they are trained in one pass while the dense part sees the data
+        several times, as if it were more data (MEDA, Fan et al. 2023, arXiv 2305.19531).
+        """
+        if self.continued or epoch == 0:
+            return
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch, stream=1))
+        self.ranker.draw_table(generator)
+        self.table_optimizer.sums.zero_()
 
     def memory(self) -> dict[str, Tensor]:
         """What the next update needs of the optimiser: the accumulators of the seen rows, in the order of the rows.
@@ -114,7 +140,8 @@ class Trainer:
         value = float(loss.detach())
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.dense_optimizer)
-        table.grad = table.grad.coalesce() / self.scaler.get_scale()
+        gradient: Tensor = table.grad  # type: ignore[assignment]  # every batch has ids
+        table.grad = gradient.coalesce() / self.scaler.get_scale()
         norm = torch.nn.utils.clip_grad_norm_(dense_parameters(self.ranker).values(), config.clip)
         if np.isfinite(value) and finite([norm, table.grad.values()]):
             for group in self.dense_optimizer.param_groups:
@@ -155,12 +182,18 @@ class Trainer:
         self.ranker.seen.copy_(self.table_optimizer.sums > 0)
         self.ranker.eval()
         if not finite(list(self.ranker.state().values())):
-            raise EvergreenError("training ended with weights that are not finite", "Lower lr and table_lr in the recipe")
+            raise EvergreenError(
+                "training ended with weights that are not finite", "Lower lr and table_lr in the recipe"
+            )
 
     def _state(self) -> dict[str, Tensor]:
         """Weights and optimisers, of the table only the rows that were touched."""
         rows = (self.table_optimizer.sums > 0).nonzero()[:, 0]
-        tensors = {"rows": rows, "values": self.ranker.table.weight.detach()[rows], "sums": self.table_optimizer.sums[rows]}
+        tensors = {
+            "rows": rows,
+            "values": self.ranker.table.weight.detach()[rows],
+            "sums": self.table_optimizer.sums[rows],
+        }
         for name, weight in dense_parameters(self.ranker).items():
             tensors[f"dense.{name}"] = weight.detach()
             moments = self.dense_optimizer.state.get(weight, {})
@@ -168,12 +201,13 @@ class Trainer:
         return {k: v.cpu() for k, v in tensors.items()}
 
     @torch.no_grad()
-    def _resume(self, checkpoints: Checkpoints, losses: list[float]) -> int:
+    def _resume(self, checkpoints: Checkpoints, losses: list[float], per_epoch: int) -> int:
         """Take up the newest checkpoint; returns the number of steps that it had done."""
         found = checkpoints.latest()
         if found is None:
             return 0
         step, tensors, counters = found
+        self._begin((step - 1) // per_epoch)  # the start of the rows that are not in the checkpoint
         tensors = {k: v.to(self.device) for k, v in tensors.items()}
         self.ranker.table.weight[tensors["rows"]] = tensors["values"]
         self.table_optimizer.sums[tensors["rows"]] = tensors["sums"]
@@ -192,6 +226,6 @@ class Trainer:
         self.table_optimizer.sums[memory["table.rows"].to(self.device)] = memory["table.sums"].to(self.device)
 
 
-def _mix(seed: int, step: int) -> int:
-    """The seed of everything random in one step."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _mix(seed: int, step: int, stream: int = 0) -> int:
+    """The seed of everything random in one step, or in one epoch on another stream."""
+    return int(np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))

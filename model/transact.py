@@ -72,10 +72,12 @@ class FusedAttention(SelfAttention):
         v_NE = F.linear(F.linear(cand_NC, self.value.weight[:, h:], self.value.bias), wo, self.out.bias)
         cand_NE = v_NE + F.pad(cand_NC, (h, 0))
 
-        shared_BLL = (q_BLE @ k_BLE.transpose(1, 2)).index_select(0, request_of_row)
+        shared_BLL = q_BLE @ k_BLE.transpose(1, 2)
+        # Masked once a request. The floor is finite so that a row without any action gives numbers, not NaN, and a
+        # quarter of the smallest number so that adding the candidate's own logits cannot overflow.
+        shared_BLL = shared_BLL.masked_fill(~mask_BL[:, None], torch.finfo(shared_BLL.dtype).min / 4)
         own_NL = (k_BLE.index_select(0, request_of_row) @ q_NE[..., None]).squeeze(-1)
-        keep = mask_BL.index_select(0, request_of_row)[:, None]
-        weights_NLL = _masked_softmax(shared_BLL + own_NL[:, None], keep)
+        weights_NLL = torch.softmax(shared_BLL.index_select(0, request_of_row) + own_NL[:, None], -1)
         out_NLE = hist_BLE.index_select(0, request_of_row) + weights_NLL @ v_BLE.index_select(0, request_of_row)
         return out_NLE + cand_NE[:, None]
 
@@ -107,7 +109,7 @@ class TransAct(nn.Module):
         for attend, feed in zip(self.attend, self.feed[1:], strict=True):
             x_NLE = feed(attend(x_NLE, mask_NL))
         keep = mask_NL[..., None]
-        first_NKE = torch.where(keep, x_NLE, torch.zeros_like(x_NLE))[:, : self.first]
+        first_NKE = x_NLE[:, : self.first] * keep[:, : self.first]
         pooled_NE = x_NLE.masked_fill(~keep, torch.finfo(x_NLE.dtype).min).amax(1)
         pooled_NE = torch.where(mask_NL.any(1, keepdim=True), pooled_NE, self.no_history.to(pooled_NE.dtype))
         return self.summary(torch.cat([first_NKE.flatten(1), pooled_NE], -1))

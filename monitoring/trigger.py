@@ -62,7 +62,7 @@ def decide(verdict: DriftVerdict, state_dir: Path, next_slot: datetime) -> Decis
         EvergreenError: The log holds a line that is not a decision.
     """
     as_of = datetime.fromisoformat(verdict.as_of).astimezone(UTC)
-    check = hashlib.sha256(verdict.to_json().encode()).hexdigest()[:16]
+    check = _identity(verdict)
     with _locked(state_dir) as log:
         decisions, taken = _read(log)
         for earlier in decisions:
@@ -80,6 +80,12 @@ def decide(verdict: DriftVerdict, state_dir: Path, next_slot: datetime) -> Decis
         )
         _append(log, asdict(decision))
         return decision
+
+
+def _identity(verdict: DriftVerdict) -> str:
+    """Hash of what a check found. Scores stay out: summed in another order, they differ in their last digits."""
+    found = [verdict.model_version, verdict.as_of, verdict.rows, verdict.drifted, verdict.drifted_columns]
+    return hashlib.sha256(json.dumps([*found, sorted(verdict.broken)]).encode()).hexdigest()[:16]
 
 
 def pending(state_dir: Path) -> Decision | None:

@@ -116,6 +116,7 @@ def _plan(settings: Settings, store: EngagementStore, snapshot: Snapshot, lineag
         seed=settings.seed,
         reason="replay",
         champion=lineage.digest,
+        champion_digest=lineage.digest,
         train_start=store.time_range()[0] if whole or lineage.trained_to is None else lineage.trained_to,
         train_end=train_end,
     )

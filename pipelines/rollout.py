@@ -1,8 +1,8 @@
-"""One rollout: write the Kubernetes side down, then let the canary widen or come back."""
+"""One rollout: the canary widens, or comes back."""
 
 from kfp import dsl
 
-from components.canary import render_service, run_canary
+from components.canary import run_canary
 from pipelines.platform import Needs, on_cluster
 
 
@@ -12,7 +12,6 @@ def rollout(version: str, as_of: str, again: bool = False) -> str:
 
     A version that came back once is not tried again unless a person asks for it with `again`.
     """
-    on_cluster(render_service(version=version), Needs(cache=False))
     needs = Needs(cpu="2", memory="8Gi", retries=0, cache=False)  # it takes up its own half-done work by itself
     canary = on_cluster(run_canary(version=version, as_of=as_of, again=again), needs)
     return canary.outputs["Output"]

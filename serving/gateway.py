@@ -120,6 +120,8 @@ class Gateway:
             EvergreenError: Envoy does not run or refuses the change; the routing is on disk all the same.
         """
         last = self._load()
+        if routing == last.routing and self._reports("rds.routes.version_text", last.generation):
+            return
         state = _State(last.generation + 1, routing, last.routing)
         write_json(self._directory / "routing.json", asdict(state))
         self._publish_clusters(state)
@@ -167,7 +169,10 @@ class Gateway:
 
     def _await(self, stat: str, generation: int) -> None:
         """Wait until Envoy reports the generation; it reports each accepted file with its version."""
-        self._poll(lambda: f'{stat}: "{generation}"' in self._admin("/stats?filter=version_text"), stat)
+        self._poll(lambda: self._reports(stat, generation), stat)
+
+    def _reports(self, stat: str, generation: int) -> bool:
+        return f'{stat}: "{generation}"' in self._admin("/stats?filter=version_text")
 
     def _await_clusters(self, state: _State) -> None:
         """Wait until new clusters had their first health check; until then a route to them answers 503."""

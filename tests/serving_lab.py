@@ -5,11 +5,13 @@ import http.server
 import json
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from engagement.table import Feature, RankingTable, TableSpec
 from evergreen.settings import Settings
@@ -189,6 +191,24 @@ class Backend:
         for connection in self.connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+
+def left_over(home: Path) -> list[str]:
+    """Processes that still belong to a home; those that are just dying get three seconds."""
+    deadline = time.monotonic() + 3
+    while True:
+        found = []
+        for pid in psutil.pids():
+            try:
+                process = psutil.Process(pid)
+                mine = process.environ().get("EVERGREEN_HOME") == str(home)
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline()))
+            except psutil.Error:
+                continue
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
 
 
 def _port() -> int:

@@ -15,7 +15,6 @@ STAGES = [
     "judge-challenger",
     "check-drift",
     "register-model",
-    "render-service",
     "run-canary",
 ]
 COMMAND = ["retrain", "--last", "1"]

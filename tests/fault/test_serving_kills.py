@@ -10,17 +10,16 @@ import os
 import shutil
 import signal
 import sys
-import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from evergreen.settings import Settings
+from tests.serving_lab import left_over
 
 BEHAVIOURS = {
     "1": {},
@@ -131,7 +130,7 @@ def count_transitions(die_at: int) -> list[str]:
         (Registry, "promote"),
         (Registry, "reject"),
         (Registry, "tag"),
-        (Gateway, "apply"),
+        (Gateway, "_publish_routes"),
         (Processes, "start"),
         (Processes, "keep"),
         (Processes, "stop"),
@@ -204,24 +203,6 @@ def home(template, tmp_path):
     yield tmp_path / "home"
     child(stop, tmp_path / "home")
     assert left_over(tmp_path / "home") == []
-
-
-def left_over(home: Path) -> list[str]:
-    """Processes that still belong to a home; those that are just dying get three seconds."""
-    deadline = time.monotonic() + 3
-    while True:
-        found = []
-        for pid in psutil.pids():
-            try:
-                process = psutil.Process(pid)
-                mine = process.environ().get("EVERGREEN_HOME") == str(home)
-                if mine and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline()))
-            except psutil.Error:
-                continue
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.05)
 
 
 HARMFUL = {

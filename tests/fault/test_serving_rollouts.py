@@ -26,8 +26,7 @@ from serving.registry import Registry
 from serving.rollout import Rollout
 from serving.rollout_state import Journal
 from serving.stack import PREDICTOR, down, serving_state, up
-from tests.fault.test_serving_kills import left_over
-from tests.serving_lab import Feed, feed_home, replay_requests, write_bundle
+from tests.serving_lab import Feed, feed_home, left_over, replay_requests, write_bundle
 
 PATH = "/v2/models/homefeed-ranker/infer"
 pytestmark = pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import socket
 import threading
 from pathlib import Path
 
@@ -222,9 +221,3 @@ def test_change_is_in_force_when_apply_returns(gateway, backends):
     for percent in (0, 100) * 15:
         gateway.apply(routing(backends, percent))
         assert versions(gateway, "5000") == ["2" if percent else "1"]
-
-
-def test_free_ports_are_free():
-    for port in (free_port() for _ in range(20)):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
