@@ -84,7 +84,7 @@ def decide(verdict: DriftVerdict, state_dir: Path, next_slot: datetime) -> Decis
 
 def _identity(verdict: DriftVerdict) -> str:
     """Hash of what a check found. Scores stay out: summed in another order, they differ in their last digits."""
-    found = [verdict.model_version, verdict.as_of, verdict.rows, verdict.drifted, verdict.drifted_columns]
+    found = [verdict.model_version, verdict.as_of, verdict.rows, verdict.share, verdict.drifted_columns]
     return hashlib.sha256(json.dumps([*found, sorted(verdict.broken)]).encode()).hexdigest()[:16]
 
 

@@ -15,7 +15,6 @@ UNCACHED = {
     "make-plan",
     "register-model",
     "conclude",
-    "render-service",
     "run-canary",
     "check-serving",
     "decide-retrain",
