@@ -11,7 +11,6 @@ import yaml
 
 from engagement.errors import EvergreenError
 from serving.manifest_rules import validate
-from serving.registry import Registry
 
 IMAGE = "evergreen-python:0.1.0"
 NAME = "homefeed-ranker"
@@ -121,20 +120,6 @@ def render(
     }
 
 
-def rollout_yaml(registry: Registry, version: str, percent: int = 10) -> str:
-    """Runtime and service for the first canary step of a version, or for a first model alone.
-
-    Raises:
-        EvergreenError: The version is not registered.
-    """
-    champion = registry.champion()
-    uri = registry.storage_uri(version)
-    if champion is None or champion.version == version:
-        return to_yaml(serving_runtime(), render(version, uri))
-    beside = (champion.version, registry.storage_uri(champion.version))
-    return to_yaml(serving_runtime(), render(version, uri, percent, beside))
-
-
 def to_yaml(*documents: dict[str, Any]) -> str:
     """The documents as YAML that `kubectl apply` takes.
 
@@ -145,7 +130,14 @@ def to_yaml(*documents: dict[str, Any]) -> str:
         problems = validate(document)
         if problems:
             raise EvergreenError(f"the {document.get('kind', 'document')} is not valid: {'; '.join(problems)}")
-    return yaml.safe_dump_all(documents, sort_keys=False)
+    return yaml.dump_all(documents, Dumper=_Plain, sort_keys=False)
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes a value that occurs twice twice, not as an anchor and an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 _POD = {

@@ -193,14 +193,6 @@ class Registry:
             got.replace(directory)
         return directory
 
-    def storage_uri(self, version: str) -> str:
-        """Where a version's bundle lies, as KServe's storage initializer takes it (`s3://...`, here `file://...`)."""
-        self.get(version)
-        with self._client() as client:
-            root = client.get_model_version_download_uri(self._name, str(version))
-            uri = f"{root.rstrip('/')}/artifacts/bundle"
-            return uri if "://" in uri else f"file://{uri}"
-
     def promote(self, version: str) -> None:
         """Make a version champion and the champion before it `previous`. Nothing changes if it is champion.
 

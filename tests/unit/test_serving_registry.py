@@ -287,20 +287,3 @@ def test_nothing_is_written_outside_the_home(registry, bundles, tmp_path, monkey
     registry.register(bundles[0], "key-1")
     registry.promote("1")
     assert list((tmp_path / "cwd").iterdir()) == []
-
-
-def test_first_step_of_a_rollout_is_written_down_for_kubernetes(registry, bundles):
-    import yaml
-
-    from serving.manifests import rollout_yaml
-
-    for i in range(2):
-        registry.register(bundles[i], f"key-{i}")
-    _, alone = yaml.safe_load_all(rollout_yaml(registry, "1"))
-    assert "canary" not in alone["spec"]
-    registry.promote("1")
-    runtime, service = yaml.safe_load_all(rollout_yaml(registry, "2"))
-    assert runtime["kind"] == "ServingRuntime" and service["spec"]["canary"][0]["trafficPercent"] == 10
-    uri = service["spec"]["canary"][0]["predictor"]["model"]["storageUri"]
-    assert (Path(uri.removeprefix("file://")) / "bundle.json").exists()
-    assert service["spec"]["predictor"]["model"]["storageUri"] != uri
