@@ -44,7 +44,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        # No bias in the key: it adds the same to every logit of a query, which the softmax takes out again.
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width, bias=False)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x_NLE: Tensor, mask_NL: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class FusedAttention(SelfAttention):
         h, scale = self.action_width, 1 / math.sqrt(self.query.in_features)
         wq, wk, wo = self.query.weight, self.key.weight, self.out.weight
         q_BLE = F.linear(hist_BLH, wq[:, :h], self.query.bias) * scale
-        k_BLE = F.linear(hist_BLH, wk[:, :h])  # a constant in the key adds the same to every m: no bias needed
+        k_BLE = F.linear(hist_BLH, wk[:, :h])
         v_BLE = F.linear(F.linear(hist_BLH, self.value.weight[:, :h]), wo)
         hist_BLE = F.pad(hist_BLH, (0, cand_NC.shape[-1]))
         q_NE = F.linear(cand_NC, wq[:, h:]) * scale

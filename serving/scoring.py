@@ -62,17 +62,6 @@ def open_features(settings: Settings) -> Reader:
     Raises:
         EvergreenError: Nothing was materialised yet.
     """
-    _without_type_checks()
     from feature_repo.repo import FeatureRepo
 
     return FeatureRepo(settings.features).online()
-
-
-def _without_type_checks() -> None:
-    """Keep Feast from rewriting 260 of its functions with run-time type checks: half of its import (3 CPU seconds)."""
-    import typeguard
-
-    def unchanged(target: Any = None, **options: Any) -> Any:
-        return (lambda function: function) if target is None else target
-
-    typeguard.typechecked = unchanged
