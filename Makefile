@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DAYS ?=
+# Two consecutive slots near the end of MovieLens' history with 300 and more requests to judge on (its last two have 190).
+SLOTS := --as-of 1998-04-02T03:00 --as-of 1998-04-06T03:00
 .DEFAULT_GOAL := help
 .PHONY: help install run test lint bench clean
 
@@ -26,7 +28,7 @@ install: .venv/.runtime ## Create .venv from the lock file
 
 run: .venv/.runtime ## Fetch MovieLens 100K and run two consecutive retrain slots through the whole loop
 	@$(BIN)/evergreen data fetch movielens-100k $(if $(DAYS),--last-days $(DAYS))
-	@$(BIN)/evergreen retrain --last 2
+	@$(BIN)/evergreen retrain $(SLOTS) || [ $$? -eq 3 ]  # 3: held by the gate, which is a good end
 
 test: .venv/.dev ## Run the tests
 	@$(BIN)/python -m pytest

@@ -132,9 +132,9 @@ def laptop() -> Recipe:
     return Recipe(
         RankerConfig(
             buckets=2**18,
-            dim=16,
+            dim=8,
             action_dim=8,
-            history=48,
+            history=64,
             layers=1,
             ffn=32,
             first=4,
@@ -147,8 +147,8 @@ def laptop() -> Recipe:
             epochs=3,
             update_epochs=1,
             requests_per_batch=16,
-            lr=3e-3,
-            table_lr=0.1,
+            lr=5e-3,
+            table_lr=0.2,
             update_lr_scale=0.5,
             weight_decay=0.01,
             warmup=0.1,
@@ -165,7 +165,7 @@ def laptop() -> Recipe:
             distill_weight=0.5,
             checkpoint_steps=100,
             max_skipped_steps=10,
-            threads=2,
+            threads=1,
             precision="auto",
         ),
     )

@@ -118,6 +118,7 @@ def run(pipeline: Any, settings: Settings, progress: Progress | None = None, **a
     )
     os.environ[PARENT_PID] = str(os.getpid())
     os.environ["EVERGREEN_HOME"] = str(settings.root)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the core from the next process
     os.environ["PYTHONWARNINGS"] = "ignore"  # libraries' deprecations, which the user cannot act on
     warnings.filterwarnings("ignore", module=r"kfp\.")  # "cpu_request has no effect locally", once a task
     unresolved, plain_print = _Unresolved(), builtins.print

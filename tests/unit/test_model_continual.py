@@ -108,14 +108,14 @@ def test_ewc_penalty_equals_its_formula_on_the_rows_of_the_batch(champion):
     ranker, importance = fresh_ranker(champion), Importance.from_tensors(champion.memory)
     batch = batcher_of(table, config).of_requests(np.arange(5))
     penalty = ewc_penalty(Window(champion, table, config.train, CPU))
-    assert float(penalty(ranker, batch, torch.zeros(1))) == 0.0
+    assert penalty(ranker, batch, torch.zeros(1)).item() == 0.0
     with torch.no_grad():
         for p in ranker.parameters():
             p.add_(0.1)
     expected = sum(float(f.sum()) for f in importance.dense.values())
     ids = torch.cat([batch.request_ids_BW.flatten(), batch.item_ids_NW.flatten(), batch.history_ids_BL.flatten()])
     expected += float(importance.table_UD[torch.isin(importance.rows, ids)].sum())
-    assert float(penalty(ranker, batch, torch.zeros(1))) == pytest.approx(3.0 * expected * 0.01, rel=1e-3)
+    assert penalty(ranker, batch, torch.zeros(1)).item() == pytest.approx(3.0 * expected * 0.01, rel=1e-3)
 
 
 def test_ewc_gradient_touches_only_rows_of_the_batch(champion):
