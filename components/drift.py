@@ -64,7 +64,8 @@ def check_window(
 
     Args:
         settings: The home.
-        served_by: The model's version and its bundle directory, which holds its reference.
+        served_by: The model's version (`first` for one that is not registered yet) and its bundle directory, which
+            holds its reference.
         table_dir: Directory of a ranking table that covers the window.
         window: Start and end of the window; the check is dated at its end.
         out: Directory for the page and the verdict.
@@ -75,7 +76,7 @@ def check_window(
     version, directory = served_by
     table = RankingTable.load(table_dir)
     current, quality = scored_sample(Bundle.load(directory), table, table_dir, *window)
-    tell(f"comparing {current.num_rows} rows with the training window of v{version}")
+    tell(f"comparing {current.num_rows} rows with the training window of model {version}")
     reference = pq.read_table(directory / REFERENCE)
     name = f"HIT@3/{table.spec.primary_action}"
     verdict = check(reference, current, table.spec, window[1], version, out, quality={name: quality})

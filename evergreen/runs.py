@@ -63,7 +63,8 @@ def fetch(settings: Settings, name: str, last_days: int | None) -> dict[str, Any
     from engagement.importers import movielens
 
     if name != movielens.MANIFEST.name:
-        raise EvergreenError(f"dataset {name!r} is unknown", f"Choose {movielens.MANIFEST.name}, or `evergreen data import DIR`")
+        remedy = f"Choose {movielens.MANIFEST.name}, or `evergreen data import DIR`"
+        raise EvergreenError(f"dataset {name!r} is unknown", remedy)
     return _import(settings, movielens.read(movielens.fetch(settings.root / "cache"), last_days))
 
 

@@ -119,7 +119,8 @@ def test_interval_holds_the_measured_value_and_the_verdict_is_plain_json():
     low, high = verdict.metrics["challenger"]["interval"]["save"]
     assert low < verdict.metrics["challenger"]["hit3"]["save"] < high
     assert verdict.metrics["challenger"]["hit3"] == hit3(hits(table, noisy(utility, 1, 1)))
-    assert json.loads(json.dumps(verdict.to_json()))["difference"]["save"]["value"] == verdict.difference["save"]["value"]
+    told = json.loads(json.dumps(verdict.to_json()))
+    assert told["difference"]["save"]["value"] == verdict.difference["save"]["value"]
     assert "| save |" in verdict.to_markdown()
 
 
