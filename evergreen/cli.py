@@ -86,7 +86,7 @@ def retrain(
     if on != "laptop":
         raise typer.Exit(_submit(settings, instants, strategy, on))
     with view.Progress(quiet=json) as progress:
-        results = runs.retrain(settings, instants, strategy, "person" if as_of else "slot", progress)
+        results = runs.retrain(settings, instants, strategy, progress)
     _print_json(results) if json else view.retrained(results, settings)
     if results[-1]["outcome"] != "champion":
         raise typer.Exit(3 if results[-1]["outcome"] == "held" else 1)

@@ -11,7 +11,7 @@ from components.conclude import results
 from components.plan import name_run
 from engagement.errors import EvergreenError
 from engagement.files import write_text
-from engagement.slots import next_slot, previous_slots
+from engagement.slots import next_slot, previous_slots, slots
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
 from model.config import DEFAULT_STRATEGY, STRATEGY_NAMES
@@ -107,7 +107,7 @@ def check_strategy(name: str | None) -> str:
 
 
 def retrain(
-    settings: Settings, instants: list[datetime], strategy: str | None, reason: str, progress: Progress
+    settings: Settings, instants: list[datetime], strategy: str | None, progress: Progress
 ) -> list[dict[str, Any]]:
     """Run the retrain pipeline at each instant, oldest first; a finished run is not repeated.
 
@@ -125,6 +125,7 @@ def retrain(
             path = settings.runs / key / "result.json"
             repeated = path.exists()
             if not repeated:
+                reason = "slot" if as_of in slots(as_of, as_of) else "person"
                 _run_retrain(settings, as_of, name, reason, progress, path)
             done.append({**json.loads(path.read_text()), "repeated": repeated})
     return done
@@ -249,8 +250,11 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
 
 def up(settings: Settings) -> list[dict[str, Any]]:
     """Start the UIs and the serving gateway; what already runs is left alone."""
+    from monitoring.workspace import repair
     from serving import stack
 
+    if settings.evidently.exists():
+        repair(settings.evidently)  # a half-written snapshot would keep the UI from answering
     return stack.up(settings)
 
 

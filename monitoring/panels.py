@@ -16,7 +16,7 @@ def dashboard(project_id: uuid.UUID, verdict: DriftVerdict) -> str:
     """The dashboard as JSON text; single features are those nearest to their threshold in the first check."""
     from evidently.legacy.utils import NumpyEncoder
     from evidently.sdk.models import DashboardModel, DashboardTabModel, PanelMetric
-    from evidently.sdk.panels import counter_panel, line_plot_panel, text_panel
+    from evidently.sdk.panels import line_plot_panel, text_panel
 
     def means(*columns: str) -> list[PanelMetric]:
         return [PanelMetric(metric="MeanValue", metric_labels={"column": c}, legend=c) for c in columns]
@@ -28,13 +28,13 @@ def dashboard(project_id: uuid.UUID, verdict: DriftVerdict) -> str:
     share = f"Share of drifted features (a retrain is asked for at {rules.DRIFT_SHARE:.0%})"
     panels = [
         text_panel(title="Drift against the window that the serving model was trained on"),
-        counter_panel(title="Drifted features", size="half", values=means("drifted features")),
-        counter_panel(title="Broken features", size="half", values=means("broken features")),
+        # Not counters: the UI shows "no value" for a zero.
+        line_plot_panel(title="Features", size="half", values=means("drifted features", "broken features")),
         line_plot_panel(title=share, size="half", values=means("share of drifted features")),
         line_plot_panel(title="Predicted scores (drifted at 1)", size="half", values=means(*predictions)),
         line_plot_panel(title="Single features (drifted at 1)", size="half", values=means(*features)),
         line_plot_panel(title="Rows with an unseen user or item", size="half", values=means(*unseen)),
-        line_plot_panel(title="Quality on the window", size="full", values=means(*quality)),
+        line_plot_panel(title="Quality on the window", size="half", values=means(*quality)),
     ]
     for panel in panels:  # the same ids each time, so that a dashboard written twice is one dashboard
         panel.id = uuid.uuid5(project_id, panel.title)
