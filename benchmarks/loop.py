@@ -54,7 +54,8 @@ def main() -> None:
     lines = [
         "# The loop on MovieLens 100K",
         "",
-        f"`make bench`, {date.today()}, {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, "
+        f"`make bench`, {date.today()}, {os.cpu_count()} cores ({platform.machine()}), "
+        f"Python {platform.python_version()}, "
         f"code {results[0]['code']}, recipe {results[0]['recipe']}, seed {results[0]['seed']}, "
         f"snapshots {', '.join(r['snapshot'][:12] for r in results)}.",
         "",

@@ -67,8 +67,12 @@ def make(requests=300, users=30, items=60, size=8, seed=0, taste=0, start_hour=0
         request_cat=hashed("user_id", user)[:, None],
         request_num=known[:, None].astype(np.float32),
         item_id=np.array([f"i{i}" for i in item], "S"),
-        item_cat=np.column_stack([hashed("item_id", item), hashed("topics", category[item]), np.zeros((len(item), 2), int)]),
-        item_num=np.column_stack([rate, content[category[item]] + 0.1 * rng.normal(size=(len(item), 12))]).astype(np.float32),
+        item_cat=np.column_stack(
+            [hashed("item_id", item), hashed("topics", category[item]), np.zeros((len(item), 2), int)]
+        ),
+        item_num=np.column_stack([rate, content[category[item]] + 0.1 * rng.normal(size=(len(item), 12))]).astype(
+            np.float32
+        ),
         labels=labels.astype(np.uint8),
         sampled=np.zeros(len(item), bool),
         history_time=history_time,

@@ -1,5 +1,6 @@
 """Bundles and checkpoints on disk: round trips, damage, kills in the middle of a write."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -95,12 +96,12 @@ def test_directory_is_old_or_new_or_absent_whatever_write_fails(tmp_path, monkey
 
         with monkeypatch.context() as patch:
             patch.setattr(type(tmp_path), "replace", fails_at)
-            try:
+            with contextlib.suppress(KeyboardInterrupt):
                 files.write_directory(target, {"a": b"new", "b": b"new"})
-            except KeyboardInterrupt:
-                pass
         if target.exists():
-            assert {p.read_bytes() for p in target.iterdir()} in ({b"old"}, {b"new"}) and len(list(target.iterdir())) == 2
+            assert {p.read_bytes() for p in target.iterdir()} in ({b"old"}, {b"new"}) and len(
+                list(target.iterdir())
+            ) == 2
     files.write_directory(target, {"a": b"new", "b": b"new"})
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 

@@ -201,7 +201,9 @@ def test_rows_that_an_update_does_not_look_up_keep_their_bits(worlds, updates, t
     outside = ~np.isin(first.weights["table.rows"].numpy(), used)
     values = dict(zip(update.weights["table.rows"].tolist(), update.weights["table.values"], strict=True))
     assert outside.any()
-    for row, value in zip(first.weights["table.rows"][outside].tolist(), first.weights["table.values"][outside], strict=True):
+    for row, value in zip(
+        first.weights["table.rows"][outside].tolist(), first.weights["table.values"][outside], strict=True
+    ):
         assert torch.equal(values[row], value)
 
 

@@ -50,7 +50,9 @@ def test_epoch_holds_every_request_once_and_its_order_follows_seed_and_epoch_alo
     one, again, other, seeded = (batcher.order(8, *k) for k in ((0, 1), (0, 1), (0, 2), (1, 1)))
     assert sorted(np.concatenate(one).tolist()) == list(range(45)) and [len(o) for o in one] == [8] * 5 + [5]
     assert all((a == b).all() for a, b in zip(one, again, strict=True))
-    assert (np.concatenate(one) != np.concatenate(other)).any() and (np.concatenate(one) != np.concatenate(seeded)).any()
+    assert (np.concatenate(one) != np.concatenate(other)).any() and (
+        np.concatenate(one) != np.concatenate(seeded)
+    ).any()
 
 
 def test_memory_mapped_table_gives_the_same_batches(tmp_path):

@@ -64,7 +64,9 @@ def test_logged_order_cannot_leak_through_ties():
 def test_order_of_rows_in_a_request_changes_nothing():
     table = distinct(requests=60, seed=2)
     by_row = np.random.default_rng(0).integers(0, 2, table.rows).astype(np.float32)
-    turned = np.concatenate([np.arange(b - 1, a - 1, -1) for a, b in zip(table.offsets, table.offsets[1:], strict=False)])
+    turned = np.concatenate(
+        [np.arange(b - 1, a - 1, -1) for a, b in zip(table.offsets, table.offsets[1:], strict=False)]
+    )
     columns = {n: getattr(table, n)[turned] for n in ("item_id", "labels")}
     assert hit3(hits(dataclasses.replace(table, **columns), by_row[turned])) == hit3(hits(table, by_row))
 

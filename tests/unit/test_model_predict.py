@@ -42,7 +42,9 @@ def test_order_of_candidates_only_permutes_the_scores(bundle):
     table = make(1, size=8, seed=8)
     turned = np.arange(table.rows)[::-1]
     columns = {n: getattr(table, n)[turned] for n in ("item_id", "item_cat", "item_num", "labels", "sampled")}
-    np.testing.assert_allclose(score(bundle, dataclasses.replace(table, **columns)), score(bundle, table)[turned], atol=1e-6)
+    np.testing.assert_allclose(
+        score(bundle, dataclasses.replace(table, **columns)), score(bundle, table)[turned], atol=1e-6
+    )
 
 
 def test_scoring_twice_gives_the_same_bits(bundle):

@@ -149,7 +149,9 @@ def test_too_many_of_them_end_training_without_a_poisoned_checkpoint(tmp_path, m
 def test_only_rows_that_training_looked_up_differ_from_their_start(tmp_path):
     table = make(40)
     bundle = train(table, recipe(), "scratch", None, 0, tmp_path)
-    used = set((np.concatenate([table.request_cat.ravel(), table.item_cat.ravel(), table.history_item]) % 4095 + 1).tolist())
+    used = set(
+        (np.concatenate([table.request_cat.ravel(), table.item_cat.ravel(), table.history_item]) % 4095 + 1).tolist()
+    )
     assert set(bundle.weights["table.rows"].tolist()) <= used
 
 
