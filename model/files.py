@@ -21,7 +21,7 @@ def write_directory(target: Path, files: dict[str, bytes]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.{os.getpid()}.new")
     stale = target.with_name(f".{target.name}.{os.getpid()}.old")
-    for leftover in (fresh, stale):
+    for leftover in target.parent.glob(f".{target.name}.*"):  # of a process that was killed right here
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir()
     for name, data in files.items():
