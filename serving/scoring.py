@@ -1,10 +1,8 @@
 """Features and scores of one request: the same lines for the server and for whoever checks its answers."""
 
-from dataclasses import fields
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -23,18 +21,6 @@ class Reader(Protocol):
         ...
 
 
-class WarmBundle(Bundle):
-    """A bundle that builds its ranker once, not with its whole embedding table for each request."""
-
-    @cached_property
-    def _built(self) -> Any:
-        return super().ranker()
-
-    def ranker(self) -> Any:
-        """The one ranker, in evaluation mode."""
-        return self._built
-
-
 class Scorer:
     """A model with its features.
 
@@ -44,10 +30,9 @@ class Scorer:
     """
 
     def __init__(self, bundle: Path, reader: Reader) -> None:
-        loaded = Bundle.load(bundle)
-        self._bundle = WarmBundle(**{f.name: getattr(loaded, f.name) for f in fields(loaded)})
+        self._bundle = Bundle.load(bundle)
         self._reader = reader
-        self.spec = loaded.spec
+        self.spec = self._bundle.spec
 
     def __call__(self, request: RankRequest) -> np.ndarray:
         """(C, A) float32 probabilities, rows in the order of the request's candidates."""

@@ -1,7 +1,6 @@
 """Bundles and checkpoints on disk: round trips, damage, kills in the middle of a write."""
 
 import contextlib
-import contextlib
 import dataclasses
 import json
 
