@@ -31,7 +31,7 @@ run: .venv/.runtime ## Fetch MovieLens 100K and run two consecutive retrain slot
 	@$(BIN)/evergreen retrain $(SLOTS) || [ $$? -eq 3 ]  # 3: held by the gate, which is a good end
 
 test: .venv/.dev ## Run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2
 
 lint: .venv/.dev ## Style, the rooms' order, types
 	@$(BIN)/ruff check .

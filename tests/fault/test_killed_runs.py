@@ -31,7 +31,6 @@ def finish(home: Path) -> dict:
     return json.loads(evergreen(home, *COMMAND, "--json", code=None))[0]
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_run_killed_in_every_stage_ends_as_if_never_killed(feed: Path, tmp_path: Path):
     from evergreen.settings import Settings
