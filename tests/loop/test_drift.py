@@ -13,18 +13,20 @@ BEFORE, AFTER = "2024-01-15T03:00", "2024-01-20T12:00"  # a slot; later, between
 
 
 def new_market(feed: Path, out: Path) -> Path:
-    """The days after the slot, by other people (older, elsewhere) on other items (longer)."""
+    """The days after the slot: other people (older, elsewhere), other items (longer, of a new kind), a new surface."""
     write_contract_dir(out, users=40, items=80, days=21, seed=1, first=15)
     (out / "manifest.json").write_text((feed / "manifest.json").read_text())
     renamed = [pl.concat_str(pl.lit("new-"), pl.col("user_id")).alias("user_id")]
     item = pl.concat_str(pl.lit("new-"), pl.col("item_id")).alias("item_id")
     for path in (out / "engagements").glob("*.parquet"):
-        pl.read_parquet(path).with_columns(*renamed, item).write_parquet(path)
+        pl.read_parquet(path).with_columns(*renamed, item, pl.lit("lens").alias("surface")).write_parquet(path)
     users, items = out / "users" / "users.parquet", out / "items" / "items.parquet"
     pl.read_parquet(users).with_columns(
         *renamed, pl.col("age") + 60, pl.lit("elsewhere").alias("country")
     ).write_parquet(users)
-    pl.read_parquet(items).with_columns(item, pl.col("length") * 30).write_parquet(items)
+    pl.read_parquet(items).with_columns(item, pl.col("length") * 30, pl.lit("garden").alias("category")).write_parquet(
+        items
+    )
     return out
 
 
