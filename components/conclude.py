@@ -41,9 +41,12 @@ def conclude(plan: str, version: str, went_live: str) -> None:
     from components.conclude import result_of
     from components.plan import Plan
     from engagement.files import write_text
+    from monitoring.trigger import take
 
     settings, p = begin(), Plan.from_json(plan)
     write_text(
         p.directory(settings) / "result.json",
         json.dumps(result_of(settings, p, version, went_live), indent=1),
     )
+    if p.reason == "drift":
+        take(settings.monitoring)  # after the result: killed in between, the request is served again, not lost
