@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -140,6 +140,52 @@ def _comparable_requests(snapshot: Snapshot, start: datetime) -> list[datetime]:
     return requests.filter(pl.col("len") > 3)["event_timestamp"].to_list()
 
 
+def draw_plan(
+    settings: Settings,
+    snapshot: Snapshot,
+    run_key: str,
+    strategy: str,
+    reason: str,
+    champion: tuple[str, str],
+    trained_to: datetime | None,
+) -> Plan:
+    """The plan of one slot, live or replayed.
+
+    Args:
+        settings: The home.
+        snapshot: What is known at the slot's instant.
+        run_key: The run's name.
+        strategy: Continual-learning strategy; `scratch` reads the full history each time.
+        reason: What asked for the run.
+        champion: The champion's name and the digest of its files; both empty without one.
+        trained_to: End of the champion's training window; None without one.
+
+    Raises:
+        EvergreenError: There is nothing to judge on, or no history to train on.
+    """
+    train_end = evidence_start(snapshot, trained_to)
+    full_history = trained_to is None or strategy == "scratch"
+    train_start = EngagementStore(settings.data).time_range()[0] if full_history else trained_to
+    if train_start is None or train_start >= train_end:
+        raise EvergreenError(
+            f"there is no history before {train_end:%Y-%m-%d %H:%M} to train on", "Choose a later --as-of"
+        )
+    return Plan(
+        run_key=run_key,
+        as_of=snapshot.as_of,
+        snapshot=snapshot.digest,
+        code=code_version(),
+        recipe=settings.recipe,
+        strategy=strategy,
+        seed=settings.seed,
+        reason=reason,
+        champion=champion[0],
+        champion_digest=champion[1],
+        train_start=train_start,
+        train_end=train_end,
+    )
+
+
 def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) -> Plan:
     """Plan a retrain; a second call for the same run returns the plan that the first one fixed.
 
@@ -156,28 +202,15 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
     registry = Registry(settings)
     champion = registry.champion()
     trained_to = datetime.fromisoformat(champion.tags["train_end"]) if champion else None
-    plan = Plan(
+    plan = draw_plan(
+        settings,
+        snapshot,
         run_key=run_key,
-        as_of=as_of,
-        snapshot=snapshot.digest,
-        code=code_version(),
-        recipe=settings.recipe,
         strategy=strategy,
-        seed=settings.seed,
         reason=reason,
-        champion=champion.version if champion else "",
-        champion_digest=champion.tags[DIGEST] if champion else "",
-        train_start=as_of,
-        train_end=evidence_start(snapshot, trained_to),
+        champion=(champion.version, champion.tags[DIGEST]) if champion else ("", ""),
+        trained_to=trained_to,
     )
-    full_history = champion is None or strategy == "scratch"
-    first = EngagementStore(settings.data).time_range()[0]
-    plan = replace(plan, train_start=first if full_history or trained_to is None else trained_to)
-    if plan.train_start >= plan.train_end:
-        raise EvergreenError(
-            f"there is no history before {plan.train_end:%Y-%m-%d %H:%M} to train on",
-            "Choose a later --as-of",
-        )
     if champion:
         registry.fetch(champion.version)
     snapshot.save()

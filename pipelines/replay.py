@@ -15,7 +15,7 @@ from typing import Any
 
 from components.features import write_table
 from components.judge import judge_bundles
-from components.plan import Plan, code_version, evidence_start, name_run
+from components.plan import Plan, code_version, draw_plan, name_run
 from components.train import split, train_challenger
 from engagement.errors import EvergreenError
 from engagement.files import write_text
@@ -67,7 +67,7 @@ def replay(settings: Settings, start: datetime, end: datetime, strategies: list[
                 i * len(lineages) + j,
                 len(instants) * len(lineages),
             )
-            record, lineages[j] = replay_slot(settings, store, snapshot, lineage)
+            record, lineages[j] = replay_slot(settings, snapshot, lineage)
             records.append(record)
     manifest = store.manifest
     return {
@@ -84,12 +84,10 @@ def replay(settings: Settings, start: datetime, end: datetime, strategies: list[
     }
 
 
-def replay_slot(
-    settings: Settings, store: EngagementStore, snapshot: Snapshot, lineage: Lineage
-) -> tuple[dict[str, Any], Lineage]:
+def replay_slot(settings: Settings, snapshot: Snapshot, lineage: Lineage) -> tuple[dict[str, Any], Lineage]:
     """One slot of one strategy; returns its record and the lineage that the next slot starts from."""
     try:
-        plan = _plan(settings, store, snapshot, lineage)
+        plan = _plan(settings, snapshot, lineage)
         home = settings.root / "replay" / plan.run_key
         if not (home / "record.json").exists():
             _run_slot(settings, snapshot, plan, lineage, home)
@@ -102,23 +100,16 @@ def replay_slot(
     return record, lineage
 
 
-def _plan(settings: Settings, store: EngagementStore, snapshot: Snapshot, lineage: Lineage) -> Plan:
-    train_end = evidence_start(snapshot, lineage.trained_to)
-    whole = lineage.trained_to is None or lineage.strategy == "scratch"
+def _plan(settings: Settings, snapshot: Snapshot, lineage: Lineage) -> Plan:
     name = name_run(settings, snapshot, lineage.strategy)
-    return Plan(
+    return draw_plan(
+        settings,
+        snapshot,
         run_key=f"{name}-{hashlib.sha256(lineage.digest.encode()).hexdigest()[:8]}",
-        as_of=snapshot.as_of,
-        snapshot=snapshot.digest,
-        code=code_version(),
-        recipe=settings.recipe,
         strategy=lineage.strategy,
-        seed=settings.seed,
         reason="replay",
-        champion=lineage.digest,
-        champion_digest=lineage.digest,
-        train_start=store.time_range()[0] if whole or lineage.trained_to is None else lineage.trained_to,
-        train_end=train_end,
+        champion=(lineage.digest, lineage.digest),
+        trained_to=lineage.trained_to,
     )
 
 
