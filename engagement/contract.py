@@ -123,11 +123,13 @@ class Remarks:
             tables in the columns of `REJECTED`. They count as read and as bad, and go to quarantine.
         merged: Rows that became part of another row.
         notes: One line each, for the report.
+        unreadable: Table, file and reason of each file that was left out because it is damaged.
     """
 
     rejected: list[pa.Table] = field(default_factory=list)
     merged: int = 0
     notes: list[str] = field(default_factory=list)
+    unreadable: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,11 +14,34 @@ ROW_GROUP = 131_072  # rows; small enough to read a slice of a day, large enough
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step."""
+    """Replace `path` by `text` in one step; once it returns, a power cut does not undo it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
+    _sync(temporary)
     temporary.replace(path)
+    _sync(path.parent)
+
+
+def flush(files: Iterable[Path]) -> None:
+    """Bring files, and the directories that name them, onto the disk.
+
+    A new directory is named by the one above it, which is therefore brought too.
+    """
+    directories: set[Path] = set()
+    for file in files:
+        _sync(file)
+        directories |= {file.parent, file.parent.parent}
+    for directory in directories:
+        _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_part(directory: Path, table: pa.Table, stem: str = "part-") -> tuple[Path, str, int]:
@@ -59,7 +83,7 @@ def unreadable(path: Path, error: Exception) -> EvergreenError:
     reason = "it is missing" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:160]
     return EvergreenError(
         f"{path} cannot be read ({reason})",
-        "Delete the data directory of this home and import the dataset again",
+        "Run `evergreen data check`, then import the dataset again",
     )
 
 

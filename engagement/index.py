@@ -3,20 +3,38 @@
 A part is never changed, and it belongs to the store only once `index.json` names it. Replacing that one file
 is therefore the commit of a whole import: a killed import leaves parts that nobody reads and the next import
 removes.
+
+Compaction merges small parts into one. The merged part remembers its leaves, the parts as they were imported,
+and everything that names data (digests, what is visible when) goes by leaves.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engagement.errors import EvergreenError
-from engagement.files import write_text
+from engagement.files import flush, write_text
 
 Room = Literal["engagements", "items", "users"]
 INDEX = "index.json"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A part as it was imported: what digests are computed from, whatever file holds its rows today.
+
+    Attributes:
+        path: Relative to the store's root, with `/`.
+        sha256: Of the file's bytes.
+        known_from: As in `Part`.
+    """
+
+    path: str
+    sha256: str
+    known_from: int
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,7 @@ class Part:
         known_from: The earliest instant at which one of its rows had become known, microseconds; a snapshot
             with `as_of` at or before it sees nothing of the part.
         sampled: Rows that were drawn rather than logged.
+        merged: The leaves that a compaction made it of, in path order; empty for a part that is its own leaf.
     """
 
     room: Room
@@ -45,10 +64,26 @@ class Part:
     last: int
     known_from: int
     sampled: int = 0
+    merged: tuple[Leaf, ...] = ()
 
-    def to_json(self) -> dict:
-        """A JSON form; `Part(**it)` reads it back."""
-        return asdict(self)
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """What it was made of, in path order."""
+        return self.merged or (Leaf(self.path, self.sha256, self.known_from),)
+
+    def seen(self, before: int) -> tuple[Leaf, ...]:
+        """The leaves that hold a row known before an instant (microseconds): compaction does not change them."""
+        return tuple(leaf for leaf in self.leaves if leaf.known_from < before)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON form that `from_json` reads back."""
+        plain = asdict(self)
+        return plain if self.merged else {k: v for k, v in plain.items() if k != "merged"}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Part":
+        """The inverse of `to_json`."""
+        return cls(**{**data, "merged": tuple(Leaf(**leaf) for leaf in data.get("merged", ()))})
 
 
 def load_index(root: Path) -> tuple[Part, ...]:
@@ -59,7 +94,7 @@ def load_index(root: Path) -> tuple[Part, ...]:
     """
     path = root / INDEX
     try:
-        return tuple(Part(**p) for p in json.loads(path.read_text())["parts"])
+        return tuple(Part.from_json(p) for p in json.loads(path.read_text())["parts"])
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -70,7 +105,9 @@ def load_index(root: Path) -> tuple[Part, ...]:
 
 
 def save_index(root: Path, parts: tuple[Part, ...]) -> None:
-    """Commit: from here on the store consists of `parts`."""
+    """Commit: from here on the store consists of `parts`, also after a power cut: new files reach the disk first."""
+    before = {p.path for p in load_index(root)}
+    flush([root / p.path for p in parts if p.path not in before])
     ordered = sorted(parts, key=lambda p: p.path)
     write_text(root / INDEX, json.dumps({"version": 1, "parts": [p.to_json() for p in ordered]}, indent=0) + "\n")
 

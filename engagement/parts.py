@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engagement.files import write_part
-from engagement.index import Part, Room
+from engagement.index import Leaf, Part, Room
 from engagement.profiles import Profiles
+from engagement.records import needed
 from engagement.snapshot import ORDER
 from engagement.spill import DAY_US, TimeSpill
 from engagement.validate import to_stored
@@ -30,13 +31,7 @@ def write_days(root: Path, rows: TimeSpill, schema: pa.Schema, progress: Callabl
             if not span.height:
                 continue
             ordered = span.sort(ORDER)
-            parts.append(
-                _part(
-                    root, "engagements", directory, to_stored(ordered, schema),
-                    time=ordered["event_timestamp"], known=ordered["created_timestamp"],
-                    sampled=int(ordered["sampled"].sum()),
-                )
-            )  # fmt: skip
+            parts.append(make_part(root, "engagements", directory, to_stored(ordered, schema)))
             written += span.height
             progress("write", written)
     return parts
@@ -46,33 +41,36 @@ def write_profiles(root: Path, room: Room, profiles: Profiles) -> list[Part]:
     """Write new items or users as one part; none where nothing is new."""
     if not profiles.new.height:
         return []
-    time = profiles.new[profiles.schema.names[1]]
-    return [_part(root, room, root / room, to_stored(profiles.new, profiles.schema), time=time, known=time)]
+    return [make_part(root, room, root / room, to_stored(profiles.new, profiles.schema))]
 
 
 def sweep(root: Path, parts: tuple[Part, ...]) -> None:
-    """Remove what a killed import left: unfinished files, and parts that the index does not name."""
+    """Remove unfinished files, and parts that neither the index nor a recorded snapshot needs."""
+    files = [f for room in ROOMS for f in (root / room).rglob("*") if f.name.endswith(".tmp") or f.match("part-*")]
     named = {p.path for p in parts}
-    for room in ROOMS:
-        for path in (root / room).rglob("*"):
-            leftover = path.name.endswith(".tmp") or path.name.startswith("part-")
-            if leftover and path.relative_to(root).as_posix() not in named:
-                path.unlink()
+    unnamed = {f.relative_to(root).as_posix() for f in files} - named
+    if unnamed:  # looking into every record is left for when there is something to remove
+        for path in unnamed - needed(root, parts):
+            (root / path).unlink()
 
 
-def _part(
-    root: Path, room: Room, directory: Path, table: pa.Table, time: pl.Series, known: pl.Series, sampled: int = 0
-) -> Part:
+def make_part(root: Path, room: Room, directory: Path, table: pa.Table, merged: tuple[Leaf, ...] = ()) -> Part:
+    """Write a table of at least one row, in the stored columns and order, as a part; the index does not name it yet."""
     path, digest, size = write_part(directory, table)
-    us, known_us = time.dt.timestamp("us").to_numpy(), known.dt.timestamp("us").to_numpy()
+    log = room == "engagements"
+    us = [
+        table[n].cast(pa.int64())
+        for n in (("event_timestamp", "created_timestamp") if log else table.column_names[1:2])
+    ]
     return Part(
         room=room,
         path=path.relative_to(root).as_posix(),
         sha256=digest,
         size=size,
         rows=table.num_rows,
-        first=int(us.min()),
-        last=int(us.max()),
-        known_from=int(known_us.min()),
-        sampled=sampled,
+        first=pc.min(us[0]).as_py(),
+        last=pc.max(us[0]).as_py(),
+        known_from=pc.min(us[-1]).as_py(),
+        sampled=pc.sum(table["sampled"]).as_py() if log else 0,
+        merged=merged,
     )

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from engagement.errors import EvergreenError
 from engagement.files import name_part
-from engagement.validate import MAX_BAD_SHARE
+from engagement.validate import BAD, MAX_BAD_SHARE
 
 
 class Quarantine:
@@ -29,6 +29,14 @@ class Quarantine:
             return
         for table, reason, rows in bad.group_by("table", "reason").len().iter_rows():
             self._counts[table, reason] += rows
+        self._write(bad)
+
+    def add_file(self, table: str, file: str, reason: str) -> None:
+        """Take note of a file that cannot be read; how many rows it had is not known, so none is counted."""
+        entry = {"table": table, "reason": "unreadable_file", "file": file, "row_number": None, "row": reason}
+        self._write(pl.DataFrame([entry], schema=BAD))
+
+    def _write(self, bad: pl.DataFrame) -> None:
         arrow = bad.to_arrow(compat_level=pl.CompatLevel.oldest())
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._temporary, arrow.schema, compression="zstd")

@@ -37,11 +37,13 @@ def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) 
     """Decide about every row of a group of whole requests.
 
     Args:
-        group: Stored columns with `_row` and `_file`: the delivered rows, and the logged ones that the store already
-            holds of the same requests (`_row` = `STORED`).
+        group: Stored columns with `_row` and `_file`: the delivered rows, and those that the store already holds of the
+            same requests (`_row` = `STORED`): all logged ones, and at least one sampled one where there are any.
         columns: The stored columns.
         items: All items in order of creation, to complete new requests from; None where exposure is logged.
     """
+    drawn = pl.col("sampled") & ~_GIVEN
+    completed, group = group.filter(drawn).select("request_id").unique(), group.filter(~drawn)
     contested = _contested(group)
     judged = _judge(group.filter(contested), columns)
     alone = group.filter(~contested & _GIVEN).select(columns)
@@ -49,8 +51,7 @@ def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) 
     new = pl.concat([alone, accepted.filter(~pl.col("_present")).select(columns)])
     usable = pl.concat([alone, accepted.select(columns)])
     if items is not None:
-        stored = group.filter(~_GIVEN).select("request_id").unique()
-        fresh = new.join(stored, on="request_id", how="anti")
+        fresh = _to_complete(new, group.filter(~_GIVEN).select(columns), completed)
         new = pl.concat([new, complete(fresh, items)]) if fresh.height else new
     times = usable["event_timestamp"].dt.timestamp("us")
     return Settled(
@@ -61,6 +62,18 @@ def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) 
         users=usable["user_id"].hash().unique(),
         span=(int(times.min()), int(times.max())) if usable.height else None,  # type: ignore[arg-type]
     )
+
+
+def _to_complete(new: pl.DataFrame, stored: pl.DataFrame, completed: pl.DataFrame) -> pl.DataFrame:
+    """All rows of the requests that are to be completed: those whose first row is new and that have no sampled one.
+
+    A new request is one. So is a request that runs over midnight and lost the part of its first day, where its
+    sampled rows lay too.
+    """
+    known = pl.concat([new.with_columns(_new=True), stored.with_columns(_new=False)])
+    known = known.join(completed, on="request_id", how="anti").sort("event_timestamp", "item_id")
+    first = known.group_by("request_id").agg(pl.col("_new").first()).filter("_new")
+    return known.join(first.select("request_id"), on="request_id", how="semi").drop("_new")
 
 
 def _contested(group: pl.DataFrame) -> pl.Series:

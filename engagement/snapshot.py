@@ -1,8 +1,8 @@
 """A snapshot: what was known of the log at one instant, as an immutable list of files.
 
-Parts are only ever added to a store, and a snapshot lists the parts that hold a row known before `as_of`.
-Importing newer days leaves the list, and so the digest, as it was; a late row that was known by then rightly
-changes it.
+A snapshot lists the parts that hold a row known before `as_of`, and its digest names their leaves: the parts as they
+were imported. Importing newer days and compaction leave the digest as it was; a late row that was known by then
+rightly changes it.
 """
 
 import hashlib
@@ -16,9 +16,10 @@ import pyarrow as pa
 
 from engagement.contract import TIMESTAMP, Manifest, engagement_schema
 from engagement.errors import EvergreenError
-from engagement.files import read_part, unreadable, write_text
+from engagement.files import read_part, unreadable
 from engagement.index import Part, Room, to_us
 from engagement.reading import frame
+from engagement.records import Record, present
 
 ORDER = ["event_timestamp", "request_id", "item_id"]  # unique: the store keeps one row a request and item
 
@@ -30,9 +31,9 @@ class Snapshot:
     Attributes:
         root: The store's directory.
         as_of: Only rows known strictly before it are seen; UTC.
-        digest: Hex SHA-256 over the manifest, the list of (path, sha256) and `as_of`.
+        digest: Hex SHA-256 over the manifest, the list of (path, sha256) of the visible leaves, and `as_of`.
         manifest: What the data is.
-        files: The parts that hold at least one visible row, in path order.
+        files: The parts that hold at least one visible row, in path order, as they were when the snapshot was taken.
     """
 
     root: Path
@@ -46,13 +47,18 @@ class Snapshot:
         """The snapshot of a store that consists of `parts`."""
         cut = to_us(as_of)
         files = tuple(sorted((p for p in parts if p.known_from < cut), key=lambda p: p.path))
-        named = {"manifest": manifest.to_json(), "files": [(p.path, p.sha256) for p in files], "as_of": cut}
+        leaves = sorted((leaf.path, leaf.sha256) for p in files for leaf in p.seen(cut))
+        named = {"manifest": manifest.to_json(), "files": leaves, "as_of": cut}
         digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
         return cls(Path(root), as_of.astimezone(UTC), digest, manifest, files)
 
     def parts(self, room: Room) -> list[Part]:
-        """The files of one table, in path order (for engagements: day order)."""
-        return [p for p in self.files if p.room == room]
+        """The files of one table, in path order (for engagements: day order).
+
+        A file that was merged into another since the snapshot was taken is replaced by that one.
+        """
+        listed = tuple(p for p in self.files if p.room == room)
+        return list(present(self.root, listed, to_us(self.as_of)))
 
     def engagements(self, start: datetime | None = None, end: datetime | None = None) -> pa.Table:
         """Rows shown in [start, end) that were known before `as_of`, sorted by time, request and item.
@@ -88,13 +94,7 @@ class Snapshot:
     def save(self) -> Path:
         """Record the snapshot under `<root>/snapshots/<digest>.json`; saving it again changes nothing."""
         path = self.root / "snapshots" / f"{self.digest}.json"
-        recorded = {
-            "as_of": self.as_of.isoformat(),
-            "digest": self.digest,
-            "manifest": self.manifest.to_json(),
-            "files": [p.to_json() for p in self.files],
-        }
-        write_text(path, json.dumps(recorded, indent=1) + "\n")
+        Record(path, self.digest, self.as_of, self.manifest.to_json(), self.files).save()
         return path
 
     @classmethod
@@ -104,20 +104,22 @@ class Snapshot:
         The content of each page is verified by its checksum when it is read.
 
         Raises:
-            EvergreenError: There is no such record, it is damaged, or a file is missing or has another size.
+            EvergreenError: There is no such record, it is damaged, a file is missing or has another size, or it held
+                data of a user who was forgotten since.
         """
-        path = Path(root) / "snapshots" / f"{digest}.json"
-        try:
-            recorded = json.loads(path.read_text())
-            manifest = Manifest.from_json(recorded["manifest"], str(path))
-            files = tuple(Part(**p) for p in recorded["files"])
-            as_of = datetime.fromisoformat(recorded["as_of"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EvergreenError(f"no readable snapshot {path} ({error})", "Run the retrain again") from error
-        snapshot = cls.of(root, manifest, files, as_of)
+        record = Record.load(root, digest)
+        if record.forgotten is not None:
+            raise EvergreenError(
+                f"data of a forgotten user was removed from the snapshot {digest[:12]} ({record.as_of:%Y-%m-%d %H:%M})",
+                "Plan the run anew: ask for the retrain again",
+            )
+        manifest = Manifest.from_json(record.manifest, str(record.path))
+        snapshot = cls.of(root, manifest, record.files(Path(root)), record.as_of)
         if snapshot.digest != digest:
-            raise EvergreenError(f"the snapshot record {path} was changed", "Delete it and run the retrain again")
-        for part in files:
+            raise EvergreenError(
+                f"the snapshot record {record.path} was changed", "Delete it and run the retrain again"
+            )
+        for part in snapshot.files:
             file = Path(root) / part.path
             if not file.exists():
                 raise unreadable(file, FileNotFoundError())

@@ -5,24 +5,30 @@
     engagements/day=YYYY-MM-DD/part-<sha>.parquet
     items/part-<sha>.parquet, users/part-<sha>.parquet
     quarantine/<sha>.parquet                     rows that could not be used, with their reason
+    quarantine/corrupt-*                         damaged parts that a check took out
     snapshots/<digest>.json                      what a run has read
+    forgotten.json                               marks of the users who must not come back
 
-Parts are named by their own bytes and never change. An import writes its parts first and the index last,
-under a file lock: killed anywhere, it leaves the store as it was, and the same import again ends with the
+Parts are named by their own bytes and never change. An import, as every other change, writes its parts first and the
+index last, under a file lock: killed anywhere, it leaves the store as it was, and the same import again ends with the
 same bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import filelock
 
+from engagement.check import check
+from engagement.compact import compact, retain
 from engagement.contract import Dataset, Manifest
 from engagement.errors import EvergreenError
+from engagement.forget import forget
 from engagement.index import INDEX, from_us, load_index, to_us
 from engagement.ingest import Import
-from engagement.report import ImportReport
+from engagement.report import CheckReport, CompactReport, ForgetReport, ImportReport
 from engagement.snapshot import Snapshot
 
 LOCK_SECONDS = 600.0  # how long an import waits for another one
@@ -72,21 +78,61 @@ class EngagementStore:
                 rows than `MAX_BAD_SHARE`; nothing was imported then.
         """
         now_us = to_us(now or datetime.now(UTC))
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(self.root / ".lock", timeout=LOCK_SECONDS):
-                if self.exists():
-                    self._require_same(dataset.manifest)
-                return Import(self.root, dataset, now_us, progress).run()
-        except filelock.Timeout as error:
-            raise EvergreenError(
-                f"another import into {self.root} is running", "Wait for it to end, then try again"
-            ) from error
-        except OSError as error:
-            raise EvergreenError(
-                f"the import stopped: {error.strerror or error} ({error.filename or self.root})",
-                "Nothing was imported; free space or correct the rights, then import again",
-            ) from error
+        with self._alone("the import"):
+            if self.exists():
+                self._require_same(dataset.manifest)
+            return Import(self.root, dataset, now_us, progress).run()
+
+    def compact(self) -> CompactReport:
+        """Merge the parts of each day into one (`PART_ROWS` rows at most); again changes nothing.
+
+        No row, no digest and nothing that is visible at any instant changes; recorded snapshots stay readable.
+
+        Raises:
+            EvergreenError: There is no data yet, or a part cannot be read.
+        """
+        self._require()
+        with self._alone("the compaction"):
+            return compact(self.root)
+
+    def retain(self, days: int, now: datetime | None = None) -> CompactReport:
+        """Keep the newest days of the log, and recorded snapshots for as many days after they were last asked for.
+
+        Files of older days stay on disk while a recorded snapshot needs them, so that its run can be repeated.
+        Importing older days again brings them back.
+
+        Args:
+            days: UTC days to keep, at least 1; the day of the newest engagement is the first.
+            now: The present instant.
+
+        Raises:
+            EvergreenError: There is no data yet, or `days` is less than 1.
+        """
+        self._require()
+        if days < 1:
+            raise EvergreenError(f"{days} days cannot be kept", "Keep at least 1")
+        with self._alone("the retention"):
+            return retain(self.root, days, now or datetime.now(UTC))
+
+    def check(self) -> CheckReport:
+        """Verify every part; damaged ones move to `quarantine/corrupt-...`, and the next import brings their rows back.
+
+        Raises:
+            EvergreenError: There is no data yet.
+        """
+        self._require()
+        with self._alone("the check"):
+            return check(self.root)
+
+    def forget(self, user_id: str) -> ForgetReport:
+        """Remove every row of a user, now and in later imports; again changes nothing.
+
+        Raises:
+            EvergreenError: There is no data yet, or a part cannot be searched.
+        """
+        self._require()
+        with self._alone("the removal"):
+            return forget(self.root, user_id)
 
     def snapshot(self, as_of: datetime) -> Snapshot:
         """What was known strictly before an instant; may hold no rows.
@@ -108,6 +154,23 @@ class EngagementStore:
         if not parts:
             raise EvergreenError(f"{self.root} holds no engagement", "Import a dataset first")
         return from_us(min(p.first for p in parts)), from_us(max(p.last for p in parts))
+
+    @contextmanager
+    def _alone(self, job: str) -> Iterator[None]:
+        """Hold the store's lock; what the disk refuses becomes one line."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(self.root / ".lock", timeout=LOCK_SECONDS):
+                yield
+        except filelock.Timeout as error:
+            raise EvergreenError(
+                f"another import into {self.root} is running", "Wait for it to end, then try again"
+            ) from error
+        except OSError as error:
+            raise EvergreenError(
+                f"{job} stopped: {error.strerror or error} ({error.filename or self.root})",
+                "Nothing was changed or lost; free space or correct the rights, then run it again",
+            ) from error
 
     def _require(self) -> None:
         if not self.exists():

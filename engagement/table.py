@@ -69,7 +69,16 @@ class TableSpec:
 
     def of(self, level: Level, hashed: bool) -> tuple[Feature, ...]:
         """The features that make up one of the four column blocks, in column order."""
-        return tuple(f for f in self.features if f.level == level and f.hashed == hashed)
+        return self._blocks[level, hashed]
+
+    @cached_property
+    def _blocks(self) -> dict[tuple[Level, bool], tuple[Feature, ...]]:
+        levels: tuple[Level, ...] = ("request", "candidate")
+        return {
+            (level, hashed): tuple(f for f in self.features if f.level == level and f.hashed == hashed)
+            for level in levels
+            for hashed in (True, False)
+        }
 
     def width(self, level: Level, hashed: bool) -> int:
         """Number of columns of one block."""

@@ -18,7 +18,7 @@ changed             items and users only: differs from what the store holds unde
 =================== ==================================================================================
 
 The last five need more than one row: `settle` finds them for engagements, `check_profiles` for items and
-users.
+users. Beside rows, the quarantine names the files that an importer could not read (`unreadable_file`).
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ MAX_BAD_SHARE = 0.10
 
 `read` counts all rows given. `bad` counts the quarantined ones, exact duplicates included, except those with
 the reason `changed`: a profile delivered again with new content is no sign of a broken delivery. Exactly 10 %
-passes.
+passes. Files that cannot be read are judged by the same share of the table's files.
 """
 
 BAD = pl.Schema({"table": pl.String, "reason": pl.String, "file": pl.String, "row_number": pl.Int64, "row": pl.String})
