@@ -9,7 +9,7 @@ Sources are Parquet: a file, a directory or a pattern (`FileSource` with `Parque
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,8 @@ from feast.saved_dataset import SavedDatasetStorage
 
 from engagement.errors import EvergreenError
 from engagement.index import to_us
-from feature_repo import pit
+from feature_repo import offline_files, pit
+from feature_repo.offline_join import Wanted, bounds, changes, join
 
 
 class AsofOfflineStoreConfig(FeastConfigBaseModel):
@@ -51,18 +52,23 @@ class AsofOfflineStoreConfig(FeastConfigBaseModel):
 
 
 class AsofRetrievalJob(RetrievalJob):
-    """A join that runs when its result is asked for."""
+    """A join that runs when its result is asked for.
+
+    Args:
+        run: Computes the result, table after table.
+        repo: The repository's directory.
+    """
 
     def __init__(
         self,
-        run: Callable[[], pa.Table],
-        repo_path: Path | None,
+        run: Callable[[], Iterator[pa.Table]],
+        repo: Path | None,
         full_feature_names: bool = False,
         on_demand_feature_views: list[OnDemandFeatureView] | None = None,
         metadata: RetrievalMetadata | None = None,
     ) -> None:
         self._run = run
-        self._repo_path = repo_path
+        self._repo = repo
         self._full_feature_names = full_feature_names
         self._on_demand_feature_views = on_demand_feature_views or []
         self._metadata = metadata
@@ -82,19 +88,30 @@ class AsofRetrievalJob(RetrievalJob):
         """What was asked for."""
         return self._metadata
 
+    def batches(self) -> Iterator[pa.Table]:
+        """The rows of `to_arrow()` in their order, a part at a time: for results that do not fit into memory.
+
+        On-demand views see all rows at once, as Feast has it; a result that has some comes in one part.
+        """
+        if self._on_demand_feature_views:
+            yield self.to_arrow()
+        else:
+            yield from self._run()
+
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        return self._run()
+        return pa.concat_tables(self._run())
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._run().to_pandas()
+        return self._to_arrow_internal().to_pandas()
 
     def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Write the result as one Parquet file at the place of a saved dataset."""
+        """Write the result as Parquet at the place of a saved dataset, without ever holding all of it.
+
+        Raises:
+            SavedDatasetLocationAlreadyExists: There is something already, and it may not be replaced.
+        """
         assert isinstance(storage, SavedDatasetFileStorage)
-        path = Path(FileSource.get_uri_for_file_path(self._repo_path, storage.file_options.uri))
-        if path.exists() and not allow_overwrite:
-            raise EvergreenError(f"{path} exists already", "Choose another place or allow it to be overwritten")
-        _write(path, self.to_arrow())
+        offline_files.save_dataset(self._repo, storage.file_options.uri, self.batches(), allow_overwrite)
 
     def supports_remote_storage_export(self) -> bool:
         """Results stay on this machine."""
@@ -116,47 +133,43 @@ class AsofOfflineStore(OfflineStore):
         project: str,
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
-        **_: Any,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Join each view's features to the entity rows, each at its own instant.
 
+        With `entity_df=None` there is an entity row for every key and each instant in [`start_date`, `end_date`] since
+        when one of its answers holds; the views' keys must then be the same. The end is now by default, the start the
+        longest time to live before it, or else 30 days, as in Feast's stores.
+
         Raises:
-            EvergreenError: The entity rows are no DataFrame.
+            EvergreenError: The entity rows are no DataFrame, or none were given and the views' keys differ.
+            FeastEntityDFMissingColumnsError: The entity rows lack a key.
         """
-        if not isinstance(entity_df, pd.DataFrame):
+        if isinstance(entity_df, str):
             raise EvergreenError("the offline store joins to a DataFrame of entity rows only", "Pass one as entity_df")
-        time = offline_utils.infer_event_timestamp_from_entity_df(
-            dict(zip(entity_df.columns, entity_df.dtypes, strict=True))
-        )
         on_demand = utils._get_requested_on_demand_feature_views(feature_refs, project, registry)
-        wanted, _on_demand = utils._get_requested_feature_views_to_features_dict(feature_refs, feature_views, on_demand)
-        keys = {theirs for view in wanted for theirs, _mine in _keys(view)}
-        if missing := keys - set(entity_df.columns):
-            raise FeastEntityDFMissingColumnsError(keys | {time}, missing)
+        by_view, _on_demand = utils._get_requested_feature_views_to_features_dict(
+            feature_refs, feature_views, on_demand
+        )
         hide_late = filter_by_created_timestamp or config.offline_store.hide_late_rows
-        rows = entity_df.reset_index(drop=True)
-        rows[time] = pd.to_datetime(rows[time], utc=True)
-
-        def run() -> pa.Table:
-            result = pa.Table.from_pandas(rows, preserve_index=False)
-            questions = pl.DataFrame(pl.from_arrow(result.select(sorted({*keys, time}))))
-            for view, features in wanted.items():
-                prefix = f"{view.projection.name_alias or view.name}__" if full_feature_names else ""
-                found = _join_view(config, view, features, questions, time, hide_late)
-                for name in features:
-                    result = result.append_column(prefix + name, found.column(name))
-            return result
-
+        views = [Wanted(v, features, full_feature_names, hide_late) for v, features in by_view.items()]
+        if entity_df is None:
+            span = utils.compute_non_entity_date_range(feature_views, start_date, end_date)
+            entity_df = changes(config.repo_path, views, *span, offline_utils.DEFAULT_ENTITY_DF_EVENT_TIMESTAMP_COL)
+        time = _time_column(entity_df, views)
+        rows = _in_utc(entity_df, time)
+        first, last = bounds(rows[time])
         return AsofRetrievalJob(
-            run,
+            lambda: join(config.repo_path, views, rows, time),
             config.repo_path,
             full_feature_names,
             OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             RetrievalMetadata(
                 features=feature_refs,
                 keys=[c for c in rows.columns if c != time],
-                min_event_timestamp=rows[time].min().to_pydatetime(),
-                max_event_timestamp=rows[time].max().to_pydatetime(),
+                min_event_timestamp=first,
+                max_event_timestamp=last,
             ),
         )
 
@@ -172,13 +185,12 @@ class AsofOfflineStore(OfflineStore):
         end_date: datetime,
     ) -> RetrievalJob:
         """Each key's answer at `end_date`, if it became known in [start_date, end_date]: what `materialize` writes."""
-        times = [c for c in (timestamp_field, created_timestamp_column) if c]
+        columns = _columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
-        def run() -> pa.Table:
-            source = _scan(config, data_source)
-            index = source.select([*join_key_columns, *times]).collect()
-            rows = pit.latest(
-                index,
+        def run() -> Iterator[pa.Table]:
+            rows = offline_files.read(config.repo_path, data_source, columns, timestamp_field, end=end_date)
+            found = pit.latest(
+                rows,
                 join_key_columns,
                 timestamp_field,
                 created_timestamp_column,
@@ -186,9 +198,7 @@ class AsofOfflineStore(OfflineStore):
                 to_us(end_date),
                 config.offline_store.hide_late_rows,
             )
-            return _with_dummy(
-                _gather(source, [*join_key_columns, *feature_name_columns, *times], rows), join_key_columns
-            )
+            yield _with_dummy(rows.select(pl.all().gather(found)), join_key_columns)
 
         return AsofRetrievalJob(run, config.repo_path)
 
@@ -204,17 +214,11 @@ class AsofOfflineStore(OfflineStore):
         end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Every row whose event lies in [start_date, end_date]; an end that is not given is open."""
-        times = [c for c in (timestamp_field, created_timestamp_column) if c]
-        columns = list(dict.fromkeys([*join_key_columns, *feature_name_columns, *times]))
+        columns = _columns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
 
-        def run() -> pa.Table:
-            event = pl.col(timestamp_field).dt.timestamp("us")
-            rows = _scan(config, data_source).select(columns)
-            if start_date is not None:
-                rows = rows.filter(event >= to_us(start_date))
-            if end_date is not None:
-                rows = rows.filter(event <= to_us(end_date))
-            return _with_dummy(_plain(rows.collect()), join_key_columns)
+        def run() -> Iterator[pa.Table]:
+            rows = offline_files.read(config.repo_path, data_source, columns, timestamp_field, start_date, end_date)
+            yield _with_dummy(rows, join_key_columns)
 
         return AsofRetrievalJob(run, config.repo_path)
 
@@ -222,12 +226,12 @@ class AsofOfflineStore(OfflineStore):
     def offline_write_batch(
         config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
-        """Add rows to a view's source as one more file; the source must be a directory or a `*.parquet` pattern."""
-        path = Path(FileSource.get_uri_for_file_path(config.repo_path, _file_source(feature_view.batch_source).path))
-        if path.suffix == ".parquet" and "*" not in path.name:
-            raise EvergreenError(f"{path} is a single file, to which nothing can be added", "Use a directory as source")
-        directory = path.parent if "*" in path.name else path
-        _write(directory / f"batch-{uuid.uuid4().hex}.parquet", table)
+        """Add rows to a view's source: as one more file of a directory or pattern; a single file is written anew.
+
+        Raises:
+            ValueError: The columns are not those of the source, in its order.
+        """
+        offline_files.add_rows(config.repo_path, feature_view.batch_source, table)
         if progress:
             progress(table.num_rows)
 
@@ -243,77 +247,31 @@ class AsofOfflineStore(OfflineStore):
         assert isinstance(logging_config.destination, FileLoggingDestination)
         table = pq.read_table(data) if isinstance(data, Path) else data
         directory = Path(FileSource.get_uri_for_file_path(config.repo_path, logging_config.destination.path))
-        _write(directory / f"{uuid.uuid4().hex}.parquet", table)
+        offline_files.write(directory / f"{uuid.uuid4().hex}.parquet", [table])
 
 
-def _join_view(
-    config: RepoConfig, view: FeatureView, features: list[str], questions: pl.DataFrame, time: str, hide_late: bool
-) -> pa.Table:
-    """The features of one view for every entity row, under the view's own names."""
-    source = view.batch_source
-    assert source is not None
-    stored = {new: old for old, new in source.field_mapping.items()}
-    keys = [(theirs, stored.get(mine, mine)) for theirs, mine in _keys(view)]
-    event = stored.get(source.timestamp_field, source.timestamp_field)
-    created = stored.get(source.created_timestamp_column, source.created_timestamp_column) or None
-    rows = _scan(config, source)
-    index = rows.select(list(dict.fromkeys([*(k for _, k in keys), event, *([created] if created else [])]))).collect()
-    found = pit.match(questions, time, index, keys, event, created, view.ttl, hide_late)
-    return _gather(rows, [stored.get(f, f) for f in features], found).rename_columns(features)
+def _time_column(entities: pd.DataFrame, views: list[Wanted]) -> str:
+    kinds = dict(zip(entities.columns, entities.dtypes, strict=True))
+    time = offline_utils.infer_event_timestamp_from_entity_df(kinds)
+    keys = {theirs for w in views for theirs, _ in w.keys}
+    if missing := keys - set(entities.columns):
+        raise FeastEntityDFMissingColumnsError(keys | {time}, missing)
+    return time
 
 
-def _keys(view: FeatureView) -> list[tuple[str, str]]:
-    """Pairs (column of the entity rows, column of the view)."""
-    names = [c.name for c in view.entity_columns if c.name != DUMMY_ENTITY_ID]
-    return [(view.projection.join_key_map.get(n, n), n) for n in names]
+def _in_utc(entities: pd.DataFrame, time: str) -> pd.DataFrame:
+    """The entity rows with aware instants; a time without zone is UTC."""
+    kind = entities[time].dtype
+    if isinstance(kind, pd.DatetimeTZDtype) and str(kind.tz) == "UTC":
+        return entities
+    return entities.assign(**{time: pd.to_datetime(entities[time], utc=True)})
 
 
-def _file_source(source: DataSource | None) -> FileSource:
-    if not isinstance(source, FileSource):
-        raise EvergreenError(f"the offline store reads Parquet files, not {type(source).__name__}", "Use a FileSource")
-    return source
+def _columns(keys: list[str], features: list[str], event: str, created: str | None) -> list[str]:
+    return [*keys, *features, event, *([created] if created else [])]
 
 
-def _scan(config: RepoConfig, source: DataSource | None) -> pl.LazyFrame:
-    path = FileSource.get_uri_for_file_path(config.repo_path, _file_source(source).path)
-    if "://" in path:
-        return pl.scan_parquet(path, hive_partitioning=False)
-    place = Path(path)
-    # Only the last part may be a pattern: a home directory is free to have brackets in its name.
-    files = sorted(place.glob("*.parquet") if place.is_dir() else place.parent.glob(place.name))
-    if not files:
-        raise EvergreenError(f"the feature view source {path} has no files", "Build the features again")
-    return pl.scan_parquet(files, glob=False, hive_partitioning=False)
-
-
-def _gather(source: pl.LazyFrame, columns: list[str], rows: pl.Series) -> pa.Table:
-    """The given columns at the given row numbers; a null number gives nulls."""
-    return _plain(source.select(list(dict.fromkeys(columns))).collect().select(pl.all().gather(rows)))
-
-
-def _plain(frame: pl.DataFrame) -> pa.Table:
-    """Arrow with the types that Feast knows: no large, view or fixed-size variants; one chunk a column."""
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    return table.cast(pa.schema([(f.name, _plain_type(f.type)) for f in table.schema])).combine_chunks()
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain_type(kind.value_type))
-    if pa.types.is_large_string(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_large_binary(kind) else kind
-
-
-def _with_dummy(table: pa.Table, keys: list[str]) -> pa.Table:
+def _with_dummy(rows: pl.DataFrame, keys: list[str]) -> pa.Table:
+    table = offline_files.plain(rows)
     # Feast stores the rows of a view without entity under one made-up key.
-    if keys:
-        return table
-    return table.append_column(DUMMY_ENTITY_ID, pa.array([DUMMY_ENTITY_VAL] * len(table)))
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    return table if keys else table.append_column(DUMMY_ENTITY_ID, pa.array([DUMMY_ENTITY_VAL] * len(table)))

@@ -113,6 +113,7 @@ def test_on_demand_views_naive_times_and_short_names_work_as_in_feast(store):
 
 
 def test_a_result_can_be_kept_as_a_saved_dataset(store):
+    from feast.errors import SavedDatasetLocationAlreadyExists
     from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 
     entities = pd.DataFrame({"user_id": ["a", "b"], "event_timestamp": [_h(2), _h(3)]})
@@ -120,8 +121,9 @@ def test_a_result_can_be_kept_as_a_saved_dataset(store):
     job = store.get_historical_features(entities, ["u:x"])
     store.create_saved_dataset(job, "kept", SavedDatasetFileStorage(path=str(path)))
     assert pl.read_parquet(path)["x"].to_list() == [2.0, None]
-    with pytest.raises(EvergreenError, match="exists already"):
+    with pytest.raises(SavedDatasetLocationAlreadyExists):
         job.persist(SavedDatasetFileStorage(path=str(path)))
+    assert store.get_saved_dataset("kept").to_df()["x"][0] == 2.0
 
 
 def test_entity_rows_without_the_key_are_refused_by_name(store):

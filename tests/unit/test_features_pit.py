@@ -26,6 +26,11 @@ def _entities(rows, unit="us"):
     return frame.with_columns(pl.col("t").cast(pl.Datetime(unit, "UTC")))
 
 
+def _scaled(rows, unit):
+    scale = 1 if unit == "us" else 1000
+    return [tuple(v * scale if isinstance(v, int) else v for v in row) for row in rows]
+
+
 def _told(row):
     return row[1] if row[2] is None else row[2]
 
@@ -44,14 +49,13 @@ def _brute(source, key, t, ttl, hide_late):
     return max(seen)[2]
 
 
-@settings(max_examples=150, deadline=None)
-@given(SOURCE, ENTITIES, st.integers(0, 6), st.booleans(), st.sampled_from(["us", "ns"]))
-def test_join_equals_brute_force(source, entities, ttl, hide_late, unit):
-    scale = 1 if unit == "us" else 1000
+@settings(max_examples=200, deadline=None)
+@given(SOURCE, ENTITIES, st.integers(0, 6), st.booleans(), st.sampled_from(["us", "ns"]), st.sampled_from(["us", "ns"]))
+def test_join_equals_brute_force(source, entities, ttl, hide_late, unit, source_unit):
     found = pit.match(
-        _entities([(k, t if t is None else t * scale) for k, t in entities], unit),
+        _entities(_scaled(entities, unit), unit),
         "t",
-        _source(source),
+        _source(_scaled(source, source_unit), source_unit),
         [("key", "key")],
         "event",
         "created",
@@ -59,6 +63,36 @@ def test_join_equals_brute_force(source, entities, ttl, hide_late, unit):
         hide_late,
     )
     assert found.to_list() == [_brute(source, k, t, ttl, hide_late) for k, t in entities]
+
+
+@settings(max_examples=100, deadline=None)
+@given(SOURCE, ENTITIES, st.integers(0, 6), st.integers(1, 4), st.booleans())
+def test_rows_put_in_order_once_answer_batch_after_batch_as_they_answer_all(source, entities, ttl, size, keyed):
+    rows, asked = _source(source), _entities(entities)
+    keys = [("key", "key")] if keyed else []
+    answers = pit.Answers(rows, keys, "event", "created", True, asked.schema, "t")
+    found = []
+    for start in range(0, len(asked), size):
+        part = pit.Questions(asked.slice(start, size), "t")
+        found += answers.rows_at(part, timedelta(microseconds=ttl)).to_list()
+    one = [("one", *times) for _, *times in source]
+    expected = [_brute(source, k, t, ttl, True) if keyed else _brute(one, "one", t, ttl, True) for k, t in entities]
+    assert found == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(SOURCE, st.integers(0, 12), st.integers(0, 12))
+def test_the_changes_of_an_interval_are_all_instants_at_which_an_answer_changes(source, start, length):
+    kinds = pl.Schema({"key": pl.String(), "t": pl.Datetime("us", "UTC")})
+    answers = pit.Answers(_source(source), [("key", "key")], "event", "created", True, kinds, "t")
+    found = answers.changes(["key"], start, start + length)
+    changed = {
+        (k, t)
+        for k in ("a", "b", "c")
+        for t in range(start, start + length + 1)
+        if _brute(source, k, t, 0, True) != _brute(source, k, t - 1, 0, True)
+    }
+    assert set(found.rows()) == changed
 
 
 @settings(max_examples=100, deadline=None)
