@@ -5,6 +5,7 @@ numeric columns of that level.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,10 @@ from engagement.table import MISSING, Feature, Level, TableSpec, hash_id
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
-Raw = Mapping[str, pa.Array]
+SERVED = 4_000  # distinct texts of a served request at most; a training table has more
+Raw = Mapping[str, pa.Array | np.ndarray]  # doubles also as (n,) with NaN for null
+# The same items, tags and categories come up in one served request after another.
+_remembered = lru_cache(maxsize=100_000)(hash_id)
 
 
 def request_values(time: np.ndarray, last_action: np.ndarray) -> dict[str, pa.Array]:
@@ -56,19 +60,29 @@ def encode(spec: TableSpec, level: Level, raw: Raw, rows: int) -> tuple[np.ndarr
     """
     hashed = np.full((rows, spec.width(level, hashed=True)), MISSING, np.int64)
     numbers = np.full((rows, spec.width(level, hashed=False)), np.nan, np.float32)
+    logs: list[int] = []
     for block, features in ((hashed, spec.of(level, hashed=True)), (numbers, spec.of(level, hashed=False))):
         at = 0
         for feature in features:
             if feature.name in raw:
-                block[:, at : at + feature.width] = _ENCODERS[feature.kind](feature, raw[feature.name])
+                with np.errstate(over="ignore"):
+                    block[:, at : at + feature.width] = _ENCODERS[feature.kind](feature, raw[feature.name])
+            if feature.transform == "log1p":
+                logs.append(at)
             at += feature.width
+    if logs:
+        numbers[:, logs] = np.log1p(np.maximum(numbers[:, logs], 0.0))
+    # An infinity, or a double beyond float32, would poison a whole batch; it counts as no value.
+    numbers[np.isinf(numbers)] = np.nan
     return hashed, numbers
 
 
 def hashes(field: str, values: pa.Array) -> np.ndarray:
     """(n,) int64 hashes of text, `MISSING` for null; each distinct value is hashed once."""
     coded = values.dictionary_encode() if not pa.types.is_dictionary(values.type) else values
-    known = [MISSING if v is None else hash_id(field, v) for v in coded.dictionary.to_pylist()]
+    texts = coded.dictionary.to_pylist()
+    digest = _remembered if len(texts) <= SERVED else hash_id
+    known = [MISSING if v is None else digest(field, v) for v in texts]
     lookup = np.array([*known, MISSING], np.int64)
     return lookup[pc.fill_null(coded.indices, len(known)).to_numpy(zero_copy_only=False)]
 
@@ -86,24 +100,18 @@ def _categories(feature: Feature, values: pa.Array) -> np.ndarray:
     return out
 
 
-def _numeric(feature: Feature, values: pa.Array) -> np.ndarray:
-    numbers = pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)
-    return _finite(np.log1p(np.maximum(numbers, 0.0)) if feature.transform == "log1p" else numbers)[:, None]
+def _numeric(feature: Feature, values: pa.Array | np.ndarray) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values[:, None]
+    return pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)[:, None]
 
 
 def _embedding(feature: Feature, values: pa.Array) -> np.ndarray:
     out = np.full((len(values), feature.width), np.nan, np.float32)
     whole = pc.fill_null(pc.equal(pc.list_value_length(values), feature.width), False)
     flat = pc.list_flatten(values.filter(whole)).to_numpy(zero_copy_only=False)
-    out[whole.to_numpy(zero_copy_only=False)] = _finite(flat).reshape(-1, feature.width)
+    out[whole.to_numpy(zero_copy_only=False)] = flat.reshape(-1, feature.width)
     return out
-
-
-def _finite(numbers: np.ndarray) -> np.ndarray:
-    # An infinity, or a double beyond float32, would poison a whole batch; it counts as no value.
-    with np.errstate(over="ignore"):
-        small = numbers.astype(np.float32)
-    return np.where(np.isfinite(small), small, np.float32(np.nan))
 
 
 def _text_of_small_ints(values: np.ndarray) -> pa.Array:

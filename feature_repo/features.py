@@ -20,15 +20,17 @@ from engagement.table import Feature, Kind, Level, TableSpec
 SERVICE = "ranker_v1"
 HISTORY_LENGTH = 100  # recent actions a request may look at, as in TransAct (Xia et al., KDD 2023)
 CATEGORIES_WIDTH = 8  # of a list<string> the first eight count
-COUNT_DAYS = (1, 7, 30)
-RATE_DAYS = 30
+WINDOWS = {"1h": 1, "1d": 24, "7d": 7 * 24, "30d": 30 * 24}  # hours; the last is the longest
+LONGEST = "30d"
 RATE_PRIOR_WEIGHT = 20.0  # impressions' worth of trust in the global rate
 # Longer than the longest gap between two slots; a stopped pipeline serves nulls rather than old counts.
 STATS_TTL = timedelta(days=7)
-ITEM_CREATED = "_created_us"  # column of item_profile that the age is worked out from; no feature itself
+# Columns of item_profile that are no features themselves: the age is worked out from one, the other is a join key.
+ITEM_CREATED, ITEM_CATEGORY = "_created_us", "_category"
 _TAKEN = ("event_timestamp", "created_timestamp", "embedding")  # columns of every profile view
 
-Entity = Literal["user", "item"]
+Entity = Literal["user", "item", "category"]
+JOIN_KEY: dict[Entity, str] = {"user": "user_id", "item": "item_id", "category": "category"}
 # Column types of a view, in the few types that Feast, Parquet and the online store share.
 ColumnType = Literal["string", "strings", "float", "floats", "int", "ints"]
 _TYPE_OF_KIND: dict[Kind, ColumnType] = {
@@ -46,22 +48,31 @@ ARROW: dict[ColumnType, pa.DataType] = {
     "ints": pa.list_(pa.int64()),
 }
 
+# A user's newest actions, oldest first, in the order (known, time, item). Only `known` tells what a request may see
+# and where an action that comes late belongs.
+HISTORY: tuple[tuple[str, ColumnType], ...] = (
+    ("time", "ints"),
+    ("known", "ints"),
+    ("actions", "ints"),
+    ("item", "strings"),
+)
+
 
 @dataclass(frozen=True)
 class Statistic:
-    """One trailing number about a user or an item, as of midnight UTC.
+    """One trailing number about a user, an item, a category or a user and a category, as of a whole hour UTC.
 
     Attributes:
         name: Column of the stats view.
         action: The action counted; None counts impressions.
-        days: Length of the window that ends at the snapshot.
+        window: Length of the window that ends at that hour, one of `WINDOWS`.
         rate: False for the plain count; True for `(count + m * prior) / (impressions + m)`, where `prior` is the
             rate over all rows in the same window and `m` is `RATE_PRIOR_WEIGHT`.
     """
 
     name: str
     action: str | None
-    days: int
+    window: str
     rate: bool
 
 
@@ -71,30 +82,38 @@ class View:
 
     Attributes:
         name: View name.
-        entity: `user` or `item`; the join key is `<entity>_id`.
+        entities: What one row is about; their join keys together are the key.
         ttl: How long a row stays true; zero for ever.
         columns: (name, type) of the columns besides key and timestamps.
         offline: Whether the training join reads it. The history is not joined: the ranking table points into the log.
     """
 
     name: str
-    entity: Entity
+    entities: tuple[Entity, ...]
     ttl: timedelta
     columns: tuple[tuple[str, ColumnType], ...]
     offline: bool = True
 
     @property
-    def key(self) -> str:
-        """The join key."""
-        return f"{self.entity}_id"
+    def keys(self) -> tuple[str, ...]:
+        """The join keys."""
+        return tuple(JOIN_KEY[e] for e in self.entities)
+
+    @property
+    def level(self) -> Level:
+        """`request` for what is the same for all candidates of a request, else `candidate`."""
+        return "request" if self.entities == ("user",) else "candidate"
 
 
 def statistics(actions: tuple[str, ...], primary_action: str) -> tuple[Statistic, ...]:
-    """The trailing numbers that each user and each item has."""
-    counts = [Statistic(f"impressions_{d}d", None, d, rate=False) for d in COUNT_DAYS]
-    counts += [Statistic(f"count_{primary_action}_{d}d", primary_action, d, rate=False) for d in COUNT_DAYS if d > 1]
-    rates = [Statistic(f"rate_{a}_{RATE_DAYS}d", a, RATE_DAYS, rate=True) for a in actions]
-    return tuple(counts + rates)
+    """The trailing numbers that each stats view has, in column order."""
+    others = [a for a in actions if a != primary_action]
+    return (
+        *(Statistic(f"impressions_{w}", None, w, rate=False) for w in WINDOWS),
+        *(Statistic(f"count_{primary_action}_{w}", primary_action, w, rate=False) for w in WINDOWS),
+        *(Statistic(f"rate_{primary_action}_{w}", primary_action, w, rate=True) for w in WINDOWS),
+        *(Statistic(f"rate_{a}_{LONGEST}", a, LONGEST, rate=True) for a in others),
+    )
 
 
 def declare(manifest: Manifest, item_schema: pa.Schema, user_schema: pa.Schema) -> TableSpec:
@@ -118,17 +137,18 @@ def declare(manifest: Manifest, item_schema: pa.Schema, user_schema: pa.Schema) 
     item = [_profile("item", n, item_schema) for n in manifest.item_features]
     if "embedding" in item_schema.names:
         item.append(_profile("item", "embedding", item_schema))
+    grouped = ("category_stats", "user_category_stats") if _category(item) else ()
     features = (
         Feature("user_id", "request", "categorical"),
         *user,
         *(Feature(f"context__{n}", "request", "categorical") for n in manifest.context_features),
         Feature("hour_of_day", "request", "categorical"),
         Feature("day_of_week", "request", "categorical"),
-        *(_stat("user", s) for s in stats),
+        *(_stat("user_stats", "request", s) for s in stats),
         Feature("days_since_action", "request", "numeric", transform="log1p"),
         Feature("item_id", "candidate", "categorical"),
         *item,
-        *(_stat("item", s) for s in stats),
+        *(_stat(view, "candidate", s) for view in ("item_stats", *grouped) for s in stats),
         Feature("item_age_days", "candidate", "numeric", transform="log1p"),
     )
     return TableSpec(features, manifest.actions, manifest.primary_action, manifest.negative_actions)
@@ -137,16 +157,25 @@ def declare(manifest: Manifest, item_schema: pa.Schema, user_schema: pa.Schema) 
 def views(spec: TableSpec) -> tuple[View, ...]:
     """The Feast views that hold the declared features."""
     never = timedelta(0)
-    item_columns = ((ITEM_CREATED, "int"), *_columns(spec, "item_profile"))
-    history: tuple[tuple[str, ColumnType], ...] = (("time", "ints"), ("actions", "ints"), ("item", "strings"))
+    hidden: tuple[tuple[str, ColumnType], ...] = ((ITEM_CREATED, "int"),)
+    if category_of(spec):
+        hidden = (*hidden, (ITEM_CATEGORY, "string"))
+    item_columns = (*hidden, *_columns(spec, "item_profile"))
     found = (
-        View("user_profile", "user", never, _columns(spec, "user_profile")),
-        View("item_profile", "item", never, item_columns),
-        View("user_stats", "user", STATS_TTL, _columns(spec, "user_stats")),
-        View("item_stats", "item", STATS_TTL, _columns(spec, "item_stats")),
-        View("user_history", "user", never, history, offline=False),
+        View("user_profile", ("user",), never, _columns(spec, "user_profile")),
+        View("item_profile", ("item",), never, item_columns),
+        View("user_stats", ("user",), STATS_TTL, _columns(spec, "user_stats")),
+        View("item_stats", ("item",), STATS_TTL, _columns(spec, "item_stats")),
+        View("category_stats", ("category",), STATS_TTL, _columns(spec, "category_stats")),
+        View("user_category_stats", ("user", "category"), STATS_TTL, _columns(spec, "user_category_stats")),
+        View("user_history", ("user",), never, HISTORY, offline=False),
     )
     return tuple(v for v in found if v.columns)
+
+
+def category_of(spec: TableSpec) -> str | None:
+    """The column of the items that gives an item's category: the first list of text (its first value), else text."""
+    return _category([f for f in spec.features if f.name.startswith("item_profile__")])
 
 
 def sized(items: pa.Table) -> pa.Table:
@@ -172,10 +201,13 @@ def _columns(spec: TableSpec, view: str) -> tuple[tuple[str, ColumnType], ...]:
     return tuple((name[1], _TYPE_OF_KIND[kind]) for name, kind in parts if name[0] == view and len(name) == 2)
 
 
-def _stat(entity: Entity, stat: Statistic) -> Feature:
-    return Feature(
-        f"{entity}_stats__{stat.name}", _level(entity), "numeric", transform="none" if stat.rate else "log1p"
-    )
+def _category(item: list[Feature]) -> str | None:
+    hashed = [f for kind in ("categories", "categorical") for f in item if f.kind == kind]
+    return hashed[0].name.removeprefix("item_profile__") if hashed else None
+
+
+def _stat(view: str, level: Level, stat: Statistic) -> Feature:
+    return Feature(f"{view}__{stat.name}", level, "numeric", transform="none" if stat.rate else "log1p")
 
 
 def _profile(entity: Entity, name: str, schema: pa.Schema) -> Feature:

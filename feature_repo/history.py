@@ -8,6 +8,7 @@ Shapes: H actions, U users, R requests.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -15,8 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.features import HISTORY_LENGTH
-
-KNOWN = pl.max_horizontal("event_timestamp", "created_timestamp").dt.timestamp("us")
 
 
 @dataclass(frozen=True)
@@ -40,36 +39,19 @@ class ActionLog:
     item: pa.Array
 
     @classmethod
-    def of(
-        cls,
-        log: pl.DataFrame,
-        actions: tuple[str, ...],
-        users: pl.Series | None = None,
-        before_us: int | None = None,
-    ) -> "ActionLog":
-        """Collect the actions of an engagement log.
+    def of(cls, actions: pl.DataFrame, users: pl.Series | None = None, before_us: int | None = None) -> "ActionLog":
+        """Put actions into order.
 
         Args:
-            log: Engagement rows.
-            actions: Names of the action columns, in the order of the bits.
+            actions: The actions (`Partials.actions`).
             users: Whose actions; everybody's by default.
             before_us: Leave out what became known at or after this instant.
         """
-        mask = pl.sum_horizontal([pl.col(a).fill_null(False).cast(pl.Int64) * (1 << i) for i, a in enumerate(actions)])
-        frame = log.lazy().filter(~pl.col("sampled"))
+        rows = actions if before_us is None else actions.filter(pl.col("known") < before_us)
         if users is not None:
-            frame = frame.filter(pl.col("user_id").is_in(users.unique().to_list()))
-        if before_us is not None:
-            frame = frame.filter(KNOWN.lt(before_us))
-        rows = (
-            frame.select(
-                "user_id", "item_id", time=pl.col("event_timestamp").dt.timestamp("us"), known=KNOWN, actions=mask
-            )
-            .filter(pl.col("actions") != 0)
-            # Time and item make the order, and so the last hundred, independent of the order of the log.
-            .sort("user_id", "known", "time", "item_id")
-            .collect()
-        )
+            rows = rows.filter(pl.col("user_id").is_in(users.unique().implode()))
+        # All columns make the order, and so the last hundred, independent of the order of the log.
+        rows = rows.sort("user_id", "known", "time", "item_id", "actions")
         counts = rows.group_by("user_id", maintain_order=True).len()
         return cls(
             users=_plain(counts["user_id"]),
@@ -91,14 +73,15 @@ class ActionLog:
             (R,) start and (R,) end, int64; equal where the user has no known action.
         """
         owner = self._rank(users)
-        # One integer orders (user, instant): instants become dense ranks, so that the product cannot overflow.
-        instants, rank = np.unique(np.concatenate([self.known, time]), return_inverse=True)
-        stride = len(instants) + 1
-        position = self._owner() * stride + rank[: len(self.known)]
-        end = np.searchsorted(position, np.maximum(owner, 0) * stride + rank[len(self.known) :], side="left")
         first = self.offsets[np.maximum(owner, 0)]
-        end = np.where(owner >= 0, end, first)
-        return np.maximum(first, end - HISTORY_LENGTH).astype(np.int64), end.astype(np.int64)
+        end, high = first.copy(), np.where(owner >= 0, self.offsets[owner + 1], first)
+        # One binary search within each request's own user, all of them at once.
+        while (open_ := np.flatnonzero(end < high)).size:
+            middle = (end[open_] + high[open_]) // 2
+            earlier = self.known[middle] < time[open_]
+            end[open_] = np.where(earlier, middle + 1, end[open_])
+            high[open_] = np.where(earlier, high[open_], middle)
+        return np.maximum(first, end - HISTORY_LENGTH), end
 
     def last_time(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """(R,) float64, microseconds of the newest action that each request sees; NaN without one."""
@@ -108,13 +91,13 @@ class ActionLog:
 
     def last_within(self, low_us: int, high_us: int) -> np.ndarray:
         """Indices of each user's last action that became known in [low_us, high_us), for users that have one."""
-        owner = self._owner()
+        owner = self._owner
         inside = np.flatnonzero((self.known >= low_us) & (self.known < high_us))
         is_last = np.append(owner[inside][1:] != owner[inside][:-1], True)[: len(inside)]
         return inside[is_last]
 
-    def arrays(self, last: np.ndarray) -> tuple[pa.Array, pa.Array, pa.Array]:
-        """The `HISTORY_LENGTH` actions up to and with each given one, oldest first, as lists (time, actions, item)."""
+    def arrays(self, last: np.ndarray) -> dict[str, pa.Array]:
+        """The `HISTORY_LENGTH` actions up to and with each given one, oldest first, as the columns of `HISTORY`."""
         owner = np.searchsorted(self.offsets, last, side="right") - 1
         first = np.maximum(self.offsets[owner], last + 1 - HISTORY_LENGTH)
         length = last + 1 - first
@@ -124,17 +107,20 @@ class ActionLog:
         def lists(values: pa.Array) -> pa.Array:
             return pa.ListArray.from_arrays(pa.array(offsets), values)
 
-        return (
-            lists(pa.array(self.time[index])),
-            lists(pa.array(self.actions[index])),
-            lists(self.item.take(pa.array(index))),
-        )
+        return {
+            "time": lists(pa.array(self.time[index])),
+            "known": lists(pa.array(self.known[index])),
+            "actions": lists(pa.array(self.actions[index])),
+            "item": lists(self.item.take(pa.array(index))),
+        }
 
     def owners(self, index: np.ndarray) -> pa.Array:
         """The user of each of the given actions."""
-        return self.users.take(pa.array(self._owner()[index]))
+        return self.users.take(pa.array(self._owner[index]))
 
+    @cached_property
     def _owner(self) -> np.ndarray:
+        # (H,) the position of each action's user in `self.users`.
         return np.repeat(np.arange(len(self.users)), np.diff(self.offsets))
 
     def _rank(self, users: pa.Array) -> np.ndarray:

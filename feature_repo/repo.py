@@ -1,34 +1,39 @@
 """The feature repository of one home: build the views, make training tables, publish and read online features."""
 
 import contextlib
-import io
-import json
 import os
 import shutil
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import filelock
+import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engagement.errors import EvergreenError
-from engagement.files import write_text
+from engagement.index import to_us
 from engagement.snapshot import Snapshot
-from engagement.table import RankingTable
+from engagement.table import RankingTable, TableSpec
+from evergreen.settings import Settings
 from feature_repo import definitions
 from feature_repo.assemble import RawTable
-from feature_repo.definitions import CURRENT
 from feature_repo.features import SERVICE, views
+from feature_repo.generations import CURRENT, Generation, served
 from feature_repo.history import ActionLog
+from feature_repo.materialize import forget_user, materialize
 from feature_repo.online import OnlineReader
-from feature_repo.requests import CONTEXT, Requests, collect
-from feature_repo.views import Inputs, build_views, fingerprint
+from feature_repo.online_rows import OnlineRows
+from feature_repo.partials import Partials
+from feature_repo.requests import CONTEXT, Asked, Requests, as_asked, collect, with_category
+from feature_repo.views import Inputs, build_views
 
 LOCK_SECONDS = 600.0
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+REQUEST_SPAN = timedelta(days=1)  # all items of a request are shown within it; a longer one would be cut at a window
 
 
 class FeatureRepo:
@@ -39,10 +44,17 @@ class FeatureRepo:
 
     Args:
         root: The directory; made when it is first needed.
+        online_store: Address of the Redis that holds the served rows; empty for SQLite in the directory.
+        offline_store: Who joins and materialises: `asof` (this process) or `spark`.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root).resolve()
+    def __init__(self, root: Path, online_store: str = "", offline_store: str = "asof") -> None:
+        self.root, self._url, self._offline = Path(root).resolve(), online_store, offline_store
+
+    @classmethod
+    def of(cls, settings: Settings) -> "FeatureRepo":
+        """The features of a home."""
+        return cls(settings.features, settings.online_store, settings.offline_store)
 
     def build(self, snapshot: Snapshot) -> None:
         """Write the views up to the snapshot's `as_of` and register them with Feast.
@@ -72,36 +84,68 @@ class FeatureRepo:
             EvergreenError: No request was ranked in the window.
         """
         inputs = Inputs(snapshot)
-        requests = collect(inputs.log, inputs.spec, start, end)
+        log = pl.DataFrame(pl.from_arrow(snapshot.engagements(start - REQUEST_SPAN, end + REQUEST_SPAN)))
+        requests = collect(log, inputs.spec, start, end)
         with self._alone():
             self._build(inputs)
-            joined = self._join(requests)
-        raw = _raw_table(inputs, requests, joined)
+            raw = self._raw_table(inputs, requests)
         _save(raw, Path(out))
         return RankingTable.load(Path(out))
+
+    def as_asked(
+        self, snapshot: Snapshot, asked: Sequence[Asked], known_by: Sequence[datetime] | None = None
+    ) -> RankingTable:
+        """What training would read for requests that are not in the log: the offline twin of `OnlineReader.read`.
+
+        Args:
+            snapshot: What was known; its views are built if they are not.
+            asked: The requests, each at its own instant.
+            known_by: For each, use only what was known by then, as an online store does that was materialised then.
+        """
+        inputs = Inputs(snapshot)
+        at = np.array([to_us(a.at) for a in asked], np.int64)
+        seen = at if known_by is None else np.minimum(at, [to_us(k) for k in known_by])
+        with self._alone():
+            self._build(inputs)
+            raw = self._raw_table(inputs, as_asked(asked, inputs.spec, seen))
+        return replace(raw, time=at).table()
 
     def materialize(self, snapshot: Snapshot) -> None:
         """Publish the values as of the snapshot for serving; readers move on to them at once, and never in between.
 
         Raises:
-            EvergreenError: As for `build`.
+            EvergreenError: As for `build`; or the online store does not answer.
         """
         inputs = Inputs(snapshot)
         with self._alone():
             self._build(inputs)
-            name = f"{snapshot.as_of:%Y%m%dT%H%M%S}-{fingerprint(inputs)[:16]}"
-            version = self.root / "online" / name
-            if not version.exists():
-                self._write_version(inputs, version)
-            self._publish(name)
+            materialize(self.root, self._url, self._offline, inputs)
 
     def online(self) -> OnlineReader:
         """A reader of the published values.
 
         Raises:
-            EvergreenError: Nothing was materialised yet.
+            EvergreenError: Nothing was materialised yet; or the online store does not answer.
         """
-        return OnlineReader(self.root)
+        return OnlineReader(self.root, self._url)
+
+    def published(self) -> bool:
+        """Whether anything was ever materialised."""
+        return (self.root / CURRENT).is_symlink()
+
+    def rows(self) -> tuple[OnlineRows, TableSpec]:
+        """The packed rows of the generation that is served now, and the declaration that they follow.
+
+        Raises:
+            EvergreenError: As for `online`.
+        """
+        generation = Generation.load(served(self.root))
+        return generation.rows(self._url), generation.spec
+
+    def forget_user(self, user_id: str) -> int:
+        """Delete a user's rows from the online store; returns how many there were."""
+        with self._alone():
+            return forget_user(self.root, self._url, user_id)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -114,20 +158,49 @@ class FeatureRepo:
 
     def _build(self, inputs: Inputs) -> None:
         build_views(self.root / "views", inputs)
-        definitions.apply(self.root, inputs.spec)
+        definitions.apply(self.root, inputs.spec, self._url, self._offline)
 
-    def _join(self, requests: Requests) -> dict[str, pa.Array]:
+    def _raw_table(self, inputs: Inputs, requests: Requests) -> RawTable:
+        """The requests with all their features, before hashing and transforming."""
+        spec, frame = inputs.spec, requests.requests
+        joined = self._join(with_category(requests.candidates, inputs.categories), requests)
+        levels = {f"{v.name}__{c}": v.level for v in views(spec) for c, _ in v.columns}
+        first = pa.array(requests.offsets[:-1])
+        of_user = {n: c.take(first) for n, c in joined.items() if levels[n] == "request"}
+        context = {c: _text(frame[c]) for c in frame.columns if c.startswith(CONTEXT)}
+        users = _text(frame["user_id"])
+        actions = Partials(self.root / "partials", inputs.snapshot).actions()
+        history = ActionLog.of(actions, frame["user_id"], before_us=int(requests.time.max()))
+        start, end = history.pointers(users, requests.time)
+        return RawTable(
+            spec=spec,
+            request_id=_text(frame["request_id"]),
+            user_id=users,
+            time=requests.time,
+            offsets=requests.offsets,
+            request={**of_user, **context},
+            item_id=_text(requests.candidates["item_id"]),
+            candidate={n: c for n, c in joined.items() if levels[n] == "candidate"},
+            labels=requests.labels(spec.actions),
+            sampled=requests.candidates["sampled"].to_numpy(),
+            history_start=start,
+            history_end=end,
+            history_time=history.time,
+            history_item=history.item,
+            history_actions=history.actions,
+        )
+
+    def _join(self, rows: pl.DataFrame, requests: Requests) -> dict[str, pa.Array]:
         """Feast's point-in-time join: every offline feature by name, one value a candidate."""
-        rows = requests.candidates
         users = requests.requests["user_id"].gather(rows[":request"])
+        keys = {"user_id": users, "item_id": rows["item_id"], "category": rows["category"]}
         entities = pd.DataFrame(
             {
-                "user_id": users.to_list(),
-                "item_id": rows["item_id"].to_list(),
+                **{name: pd.Series(_text(key), dtype=pd.ArrowDtype(pa.string())) for name, key in keys.items()},
                 "event_timestamp": pd.to_datetime(rows[":time"].to_numpy(), unit="us", utc=True).as_unit("us"),
             }
         )
-        store = definitions.open_store(self.root)
+        store = definitions.open_store(self.root, offline=self._offline)
         job = store.get_historical_features(
             entities, store.get_feature_service(SERVICE), full_feature_names=True, filter_by_created_timestamp=True
         )
@@ -136,65 +209,10 @@ class FeatureRepo:
             raise EvergreenError(f"the join gave {joined.num_rows} rows for {len(rows)} candidates", "Report this")
         return {n: joined.column(n).combine_chunks() for n in joined.column_names if "__" in n}
 
-    def _write_version(self, inputs: Inputs, version: Path) -> None:
-        building = version.with_name(f".{version.name}.building")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        as_of = inputs.snapshot.as_of
-        store = definitions.open_store(self.root, online=building)
-        feature_views = [o for o in definitions.objects(inputs.spec) if hasattr(o, "ttl")]
-        store.provider.update_infra(definitions.PROJECT, [], feature_views, [], [], partial=True)
-        for view in views(inputs.spec):
-            # What has expired by `as_of` has expired for every later request.
-            start = as_of - view.ttl if view.ttl else _EPOCH
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                store.materialize(start, as_of, feature_views=[view.name])
-        shutil.copyfile(self.root / "registry.db", building / "registry.db")
-        recorded = {"as_of": as_of.isoformat(), "snapshot": inputs.snapshot.digest, "spec": inputs.spec.to_json()}
-        write_text(building / "version.json", json.dumps(recorded, indent=1))
-        building.replace(version)
 
-    def _publish(self, name: str) -> None:
-        """Point `online/current` at a version; the version before it stays for readers that are still opening it."""
-        current = self.root / CURRENT
-        before = current.readlink().name if current.is_symlink() else name
-        if before != name:
-            link = current.with_name(".current.tmp")
-            link.unlink(missing_ok=True)
-            link.symlink_to(name)
-            link.replace(current)
-        elif not current.is_symlink():
-            current.symlink_to(name)
-        for other in current.parent.iterdir():
-            if other.name not in (name, before, current.name):
-                shutil.rmtree(other, ignore_errors=True)
-
-
-def _raw_table(inputs: Inputs, requests: Requests, joined: dict[str, pa.Array]) -> RawTable:
-    spec, frame = inputs.spec, requests.requests
-    first = pa.array(requests.offsets[:-1])
-    of_user = {n: c.take(first) for n, c in joined.items() if n.startswith("user_")}
-    context = {c: frame[c].to_arrow().cast(pa.string()) for c in frame.columns if c.startswith(CONTEXT)}
-    users = frame["user_id"].to_arrow().cast(pa.string())
-    history = ActionLog.of(inputs.log, spec.actions, frame["user_id"], before_us=int(requests.time.max()))
-    start, end = history.pointers(users, requests.time)
-    return RawTable(
-        spec=spec,
-        request_id=frame["request_id"].to_arrow().cast(pa.string()),
-        user_id=users,
-        time=requests.time,
-        offsets=requests.offsets,
-        request={**of_user, **context},
-        item_id=requests.candidates["item_id"].to_arrow().cast(pa.string()),
-        candidate={n: c for n, c in joined.items() if n.startswith("item_")},
-        labels=requests.labels(spec.actions),
-        sampled=requests.candidates["sampled"].to_numpy(),
-        history_start=start,
-        history_end=end,
-        history_time=history.time,
-        history_item=history.item,
-        history_actions=history.actions,
-    )
+def _text(column: pl.Series) -> pa.Array:
+    array = column.to_arrow().cast(pa.string())
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def _save(raw: RawTable, out: Path) -> None:

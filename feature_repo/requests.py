@@ -5,6 +5,7 @@ in time order (ties: by request and user id). Candidates are sorted by item id r
 nothing downstream can learn the logged order.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -16,6 +17,16 @@ from engagement.table import TableSpec
 
 _KEY = ["request_id", "user_id"]
 CONTEXT = "context__"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One ranking request, as serving gets it."""
+
+    user_id: str
+    item_ids: tuple[str, ...]
+    context: Mapping[str, str]
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -84,3 +95,43 @@ def collect(log: pl.DataFrame, spec: TableSpec, start: datetime, end: datetime) 
         .collect()
     )
     return Requests(requests.drop(":request"), candidates)
+
+
+def as_asked(asked: Sequence[Asked], spec: TableSpec, time: np.ndarray) -> Requests:
+    """Requests that nobody has logged yet, in the order given; no action is set.
+
+    Args:
+        asked: R requests, each with a candidate or more.
+        spec: The declaration.
+        time: (R,) int64, microseconds, the instants as of which they are answered.
+    """
+    context = [f.name for f in spec.features if f.name.startswith(CONTEXT)]
+    requests = pl.DataFrame(
+        {
+            "request_id": [str(i) for i in range(len(asked))],
+            "user_id": [a.user_id for a in asked],
+            **{c: pl.Series([a.context.get(c.removeprefix(CONTEXT)) for a in asked], dtype=pl.String) for c in context},
+            ":time": time,
+        }
+    )
+    owner = np.repeat(np.arange(len(asked)), [len(a.item_ids) for a in asked])
+    candidates = pl.DataFrame(
+        {
+            ":request": owner.astype(np.uint32),
+            ":time": time[owner],
+            "item_id": [i for a in asked for i in a.item_ids],
+        }
+    ).with_columns(pl.lit(False).alias(name) for name in ("sampled", *spec.actions))
+    return Requests(requests, candidates)
+
+
+def with_category(candidates: pl.DataFrame, categories: pl.DataFrame) -> pl.DataFrame:
+    """Candidates with the `category` of their item; null where it has none, or was not available at the request.
+
+    Args:
+        candidates: As in `Requests`.
+        categories: Of each item `item_id`, `category` and `:created` (int64 microseconds).
+    """
+    joined = candidates.join(categories, on="item_id", how="left", maintain_order="left")
+    there = pl.col(":created") <= pl.col(":time")
+    return joined.with_columns(category=pl.when(there).then("category")).drop(":created")

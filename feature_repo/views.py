@@ -2,41 +2,53 @@
 
 A file is remembered with a fingerprint of everything that it was computed from (the parts of the log that could hold a
 row for it, the declaration, this layout). A build therefore computes the files that are missing or whose input
-changed, and a file is the same whether it was written in a backfill or alone.
+changed, and a file is the same whether it was written in a backfill or alone. The log itself is read once a part
+(`partials`).
 
     views/user_profile/all.parquet            every known version of every user
     views/item_profile/all.parquet            the same of items
-    views/user_stats/2024-01-05.parquet       the numbers as of that midnight, one row a user; likewise item_stats
+    views/user_stats/2024-01-05.parquet       the numbers as of the hours of that day (`aggregates`); likewise
+                                              item_stats, category_stats, user_category_stats
     views/user_history/2024-01-05.parquet     users with an action that became known that day: their last 100 then
-    views/user_history/partial.parquet        the same for the unfinished day of the newest build
+    views/<view>/partial.parquet              the same for the unfinished day of the newest build
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engagement.contract import TIMESTAMP
 from engagement.files import write_text
-from engagement.index import Part, from_us, to_us
+from engagement.index import Leaf, Part, to_us
 from engagement.snapshot import Snapshot
 from engagement.table import TableSpec
-from feature_repo.aggregates import LOOK_BACK, snapshots
-from feature_repo.encode import DAY_US
-from feature_repo.features import ARROW, ITEM_CREATED, View, declare, sized, statistics, views
+from feature_repo.aggregates import DAY_HOURS, LOOK_BACK_DAYS, daily, of_everyone
+from feature_repo.encode import DAY_US, HOUR_US
+from feature_repo.features import (
+    ARROW,
+    ITEM_CATEGORY,
+    ITEM_CREATED,
+    View,
+    category_of,
+    declare,
+    sized,
+    statistics,
+    views,
+)
 from feature_repo.history import ActionLog
+from feature_repo.partials import Partials
 
-LAYOUT = 1  # raise it when the meaning of a file changes: every home then rebuilds its views
-DAY = timedelta(days=1)
+LAYOUT = 3  # raise it when the meaning of a file changes: every home then rebuilds its views
 EVERYTHING, PARTIAL = "all", "partial"
-BLOCK_DAYS = 64  # midnights computed at a time; bounds the memory of a backfill
+BLOCK_DAYS, BLOCK_ROWS = 64, 200_000  # computed at a time; bounds the memory of a backfill
 
 
 @dataclass(frozen=True)
@@ -61,14 +73,17 @@ class Inputs:
         return declare(self.snapshot.manifest, self.items.schema, self.users.schema)
 
     @cached_property
-    def log(self) -> pl.DataFrame:
-        """All engagement rows."""
-        return as_polars(self.snapshot.engagements())
-
-    @cached_property
-    def actions(self) -> ActionLog:
-        """All actions of all users."""
-        return ActionLog.of(self.log, self.spec.actions)
+    def categories(self) -> pl.DataFrame:
+        """Of each item `item_id`, `category` (null where it has none) and `:created`, microseconds."""
+        created = pl.col("created_timestamp").dt.timestamp("us").alias(":created")
+        name = category_of(self.spec)
+        if not name:
+            return as_polars(self.items.select(["item_id", "created_timestamp"])).select(
+                "item_id", pl.lit(None, pl.String).alias("category"), created
+            )
+        column = pl.col(name).list.first() if pa.types.is_list(self.items.field(name).type) else pl.col(name)
+        items = as_polars(self.items.select(["item_id", "created_timestamp", name]))
+        return items.select("item_id", column.alias("category"), created)
 
 
 def fingerprint(inputs: Inputs) -> str:
@@ -79,11 +94,14 @@ def fingerprint(inputs: Inputs) -> str:
 def schema(view: View) -> pa.Schema:
     """Columns of a view's Parquet files."""
     times = [("event_timestamp", TIMESTAMP), ("created_timestamp", TIMESTAMP)]
-    return pa.schema([(view.key, pa.string()), *times, *((n, ARROW[t]) for n, t in view.columns)])
+    return pa.schema([*((k, pa.string()) for k in view.keys), *times, *((n, ARROW[t]) for n, t in view.columns)])
 
 
 def build_views(root: Path, inputs: Inputs) -> int:
-    """Bring the files under `root` up to the snapshot; returns how many were written."""
+    """Bring the files under `root` up to the snapshot; returns how many were written.
+
+    What was computed from the log's parts is kept beside, in `partials`.
+    """
     state_file = root / "state.json"
     known, wanted = _read_state(state_file), _wanted(inputs)
     stale = [n for n, mark in wanted.items() if known.get(n) != mark or not (root / n).exists()]
@@ -94,7 +112,9 @@ def build_views(root: Path, inputs: Inputs) -> int:
     for file in root.glob("*/*.parquet"):
         if str(file.relative_to(root)) not in {**later, **wanted}:
             file.unlink()
-    for name, table in _compute(inputs, stale):
+    partials = Partials(root.parent / "partials", inputs.snapshot)
+    partials.update()
+    for name, table in _compute(inputs, partials, stale):
         _write(root / name, table)
     _write_state(state_file, {**later, **fresh}, {**later, **wanted})
     return len(stale)
@@ -109,106 +129,137 @@ def as_polars(table: pa.Table) -> pl.DataFrame:
 
 def _wanted(inputs: Inputs) -> dict[str, str]:
     """Every file that the views consist of at the snapshot's `as_of`, with its fingerprint."""
-    snapshot, spec = inputs.snapshot, inputs.spec
-    base = _base(spec)
-    as_of, parts = to_us(snapshot.as_of), snapshot.parts("engagements")
+    snapshot, base = inputs.snapshot, _base(inputs.spec)
+    as_of, log = to_us(snapshot.as_of), snapshot.parts("engagements")
+    today = as_of // DAY_US
+    leaves: dict[int, list[Leaf]] = {}
+    for part in log:
+        leaves.setdefault(_day_of(part), []).extend(part.leaves)
+    days = range(min(leaves, default=today), today + 1)
     wanted: dict[str, str] = {}
-    for view in views(spec):
+    for view in views(inputs.spec):
         if view.name.endswith("_profile"):
-            of = snapshot.parts("items" if view.entity == "item" else "users")
-            wanted[_path(view, EVERYTHING)] = _mark(base, of, as_of)
-    names = {v.name: v for v in views(spec)}
-    told = _Prefixes(base, parts)
-    for midnight in _midnights(parts, as_of):
-        low = midnight - LOOK_BACK // timedelta(microseconds=1)
-        read = [p for p in parts if p.known_from < midnight and p.first < midnight and p.last >= low]
-        for view in (names["user_stats"], names["item_stats"]):
-            wanted[_path(view, _date(midnight))] = _mark(base, read)
-        wanted[_path(names["user_history"], _date(midnight - DAY_US))] = told.mark(midnight)
-    wanted[_path(names["user_history"], PARTIAL)] = _mark(base, parts, as_of)
+            parts = snapshot.parts("items" if view.entities == ("item",) else "users")
+            wanted[_path(view, EVERYTHING)] = _mark(base, [leaf for p in parts for leaf in p.seen(as_of)], as_of)
+            continue
+        told = _Prefixes(base, [leaf for found in leaves.values() for leaf in found])
+        for day in days:
+            stem, end = (PARTIAL, as_of) if day == today else (_stem(day), (day + 1) * DAY_US)
+            read = [
+                leaf
+                for d in range(day - LOOK_BACK_DAYS, day + 1)
+                for leaf in leaves.get(d, ())
+                if leaf.known_from < end
+            ]
+            mark = told.mark(end) if view.name == "user_history" else _mark(base, read)
+            wanted[_path(view, stem)] = f"{mark}:{as_of}" if stem == PARTIAL else mark
     return wanted
 
 
 class _Prefixes:
     """Fingerprints of everything known at one instant after another, without hashing the past again each time."""
 
-    def __init__(self, base: str, parts: list[Part]) -> None:
+    def __init__(self, base: str, leaves: list[Leaf]) -> None:
         self._base, self._hash = base, hashlib.sha256()
-        self._rest = sorted(parts, key=lambda p: (p.known_from, p.path), reverse=True)
+        self._rest = sorted(leaves, key=lambda leaf: (leaf.known_from, leaf.path), reverse=True)
 
     def mark(self, before: int) -> str:
         """The fingerprint of all parts with a row known before an instant; instants must not fall."""
         while self._rest and self._rest[-1].known_from < before:
-            part = self._rest.pop()
-            self._hash.update(f"{part.path}={part.sha256};".encode())
+            leaf = self._rest.pop()
+            self._hash.update(f"{leaf.path}={leaf.sha256};".encode())
         return f"{self._base}:{self._hash.hexdigest()[:32]}"
 
 
-def _midnights(parts: list[Part], as_of: int) -> list[int]:
-    """The midnights that have a snapshot: after the first row, up to `as_of`; microseconds.
-
-    Where there is none yet, the latest midnight stands in with no rows, so that every view has a file to be read.
-    """
-    newest = as_of // DAY_US * DAY_US
-    first = min((p.first for p in parts), default=as_of)
-    return list(range((first // DAY_US + 1) * DAY_US, as_of + 1, DAY_US)) or [newest]
-
-
-def _compute(inputs: Inputs, names: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    as_of = to_us(inputs.snapshot.as_of)
+def _compute(inputs: Inputs, partials: Partials, names: list[str]) -> Iterator[tuple[str, pa.Table]]:
+    stale: dict[str, list[str]] = {}
+    for name in names:
+        stale.setdefault(Path(name).parent.name, []).append(Path(name).stem)
+    today = to_us(inputs.snapshot.as_of) // DAY_US
+    stats = []
     for view in views(inputs.spec):
-        stems = [Path(n).stem for n in names if Path(n).parent.name == view.name]
-        if view.name.endswith("_profile"):
-            tables: Iterator[tuple[str, pa.Table]] = ((s, _profile(view, inputs)) for s in stems)
-        else:
-            days = sorted(_day(s, as_of) for s in stems)
-            tables = _stats(view, inputs, days) if view.name.endswith("_stats") else _history(inputs, days)
-        for stem, table in tables:
-            yield _path(view, stem), _as(view, table)
+        days = sorted(today if s == PARTIAL else _number(s) for s in stale.get(view.name, ()) if s != EVERYTHING)
+        if view.name.endswith("_profile") and view.name in stale:
+            yield _path(view, EVERYTHING), _as(view, _profile(view, inputs))
+        elif view.name.endswith("_stats"):
+            stats.append((view, set(days)))
+        elif days:
+            log = ActionLog.of(partials.actions())
+            for day in days:
+                stem = PARTIAL if day == today else _stem(day)
+                yield _path(view, stem), _as(view, _history(log, day, to_us(inputs.snapshot.as_of)))
+    yield from _stats(stats, inputs, partials)
 
 
 def _profile(view: View, inputs: Inputs) -> pa.Table:
     """Rows of users or items; known from the instant that they are valid from."""
-    if view.entity == "user":
+    if view.entities == ("user",):
         return inputs.users.append_column("created_timestamp", inputs.users.column("event_timestamp"))
     created = inputs.items.column("created_timestamp")
     table = inputs.items.append_column("event_timestamp", created)
-    return table.append_column(ITEM_CREATED, created.cast(pa.int64()))
+    table = table.append_column(ITEM_CREATED, created.cast(pa.int64()))
+    return table.append_column(ITEM_CATEGORY, inputs.categories["category"].to_arrow().cast(pa.string()))
 
 
-def _stats(view: View, inputs: Inputs, days: list[datetime]) -> Iterator[tuple[str, pa.Table]]:
+def _stats(wanted: list[tuple[View, set[int]]], inputs: Inputs, partials: Partials) -> Iterator[tuple[str, pa.Table]]:
+    """The wanted days of the stats views, block by block of days that follow each other."""
     stats = statistics(inputs.spec.actions, inputs.spec.primary_action)
-    while days:
-        block = [d for d in days if d - days[0] < BLOCK_DAYS * DAY]
-        shown = pl.col("event_timestamp").is_between(block[0] - LOOK_BACK, block[-1], closed="left")
-        found = snapshots(inputs.log.filter(shown), view.key, stats, block[0], block[-1])
-        for day in block:
-            yield f"{day:%Y-%m-%d}", found[day].to_arrow() if day in found else schema(view).empty_table()
-        days = days[len(block) :]
+    log, newest = inputs.snapshot.parts("engagements"), to_us(inputs.snapshot.as_of) // HOUR_US
+    for block in _blocks(sorted({d for _, days in wanted for d in days}), log):
+        first, last = block[0] * DAY_HOURS, min(block[-1] * DAY_HOURS + DAY_HOURS - 1, newest)
+        counts = partials.counts(p for p in log if block[0] - LOOK_BACK_DAYS <= _day_of(p) <= block[-1])
+        everyone = of_everyone(counts, stats, first, last)
+        by_category = _with_category(counts, inputs) if category_of(inputs.spec) else counts
+        for view, days in wanted:
+            rows = by_category if "category" in view.keys else counts
+            for day, table in daily(rows, view.keys, stats, everyone, first, last):
+                if day in days:
+                    stem = PARTIAL if day == newest // DAY_HOURS else _stem(day)
+                    yield _path(view, stem), _as(view, table)
 
 
-def _history(inputs: Inputs, days: list[datetime]) -> Iterator[tuple[str, pa.Table]]:
-    """Each user's newest actions at the end of each day on which the user had one; the day of `as_of` is partial."""
-    log, as_of = inputs.actions, to_us(inputs.snapshot.as_of)
+def _with_category(counts: pl.DataFrame, inputs: Inputs) -> pl.DataFrame:
+    """Counts with the item's category; a row is known as one of its category only once the item is."""
+    joined = counts.join(inputs.categories, on="item_id", how="left")
+    known = pl.max_horizontal(":known", pl.col(":created") // HOUR_US)
+    return joined.with_columns(known.alias(":known")).drop(":created")
+
+
+def _blocks(days: list[int], log: list[Part]) -> Iterator[list[int]]:
+    rows: dict[int, int] = {}
+    for part in log:
+        rows[_day_of(part)] = rows.get(_day_of(part), 0) + part.rows
+    block: list[int] = []
     for day in days:
-        low = to_us(day)
-        last = log.last_within(low, min(low + DAY_US, as_of))
-        # Feast reads "at or before"; an action may be seen only strictly after it became known.
-        visible = pa.array(log.known[last] + 1).cast(TIMESTAMP)
-        columns = dict(zip(("time", "actions", "item"), log.arrays(last), strict=True))
-        stem = f"{day:%Y-%m-%d}" if low + DAY_US <= as_of else PARTIAL
-        yield (
-            stem,
-            pa.table(
-                {"user_id": log.owners(last), "event_timestamp": visible, "created_timestamp": visible, **columns}
-            ),
-        )
+        full = sum(rows.get(d, 0) for d in [*block, day]) > BLOCK_ROWS or len(block) == BLOCK_DAYS
+        if block and (full or day != block[-1] + 1):
+            yield block
+            block = []
+        block.append(day)
+    if block:
+        yield block
 
 
-def _day(stem: str, as_of: int) -> datetime:
-    if stem == PARTIAL:
-        return from_us(as_of // DAY_US * DAY_US)
-    return datetime.fromisoformat(f"{stem}T00:00:00+00:00")
+def _history(log: ActionLog, day: int, as_of: int) -> pa.Table:
+    """The newest actions of each user with one that became known that day, as of its end or of `as_of`."""
+    last = log.last_within(day * DAY_US, min((day + 1) * DAY_US, as_of))
+    # Feast reads "at or before"; an action may be seen only strictly after it became known.
+    visible = pa.array(log.known[last] + 1).cast(TIMESTAMP)
+    columns = log.arrays(last)
+    return pa.table({"user_id": log.owners(last), "event_timestamp": visible, "created_timestamp": visible, **columns})
+
+
+def _day_of(part: Part) -> int:
+    """Days since 1970; a part holds rows of one day, so all its leaves are of the same one."""
+    return part.first // DAY_US
+
+
+def _stem(day: int) -> str:
+    return str(np.datetime64(day, "D"))
+
+
+def _number(stem: str) -> int:
+    return int(np.datetime64(stem, "D").astype(np.int64))
 
 
 def _as(view: View, table: pa.Table) -> pa.Table:
@@ -220,23 +271,19 @@ def _path(view: View, stem: str) -> str:
     return f"{view.name}/{stem}.parquet"
 
 
-def _date(us: int) -> str:
-    return f"{from_us(us):%Y-%m-%d}"
-
-
 def _base(spec: TableSpec) -> str:
     return hashlib.sha256(json.dumps([LAYOUT, spec.to_json()], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _mark(base: str, parts: list[Part], as_of: int = 0) -> str:
-    named = json.dumps([as_of, [(p.path, p.sha256) for p in parts]])
+def _mark(base: str, leaves: list[Leaf], as_of: int = 0) -> str:
+    named = json.dumps([as_of, sorted((leaf.path, leaf.sha256) for leaf in leaves)])
     return f"{base}:{hashlib.sha256(named.encode()).hexdigest()[:32]}"
 
 
 def _still_true(name: str, mark: str, inputs: Inputs) -> bool:
-    """Whether a file of a later day than `as_of`, which this build does not ask for, may stay."""
+    """Whether a file of a day that begins after `as_of`, which this build does not ask for, may stay."""
     stem = Path(name).stem
-    later = stem not in (PARTIAL, EVERYTHING) and to_us(_day(stem, 0)) + DAY_US > to_us(inputs.snapshot.as_of)
+    later = stem not in (PARTIAL, EVERYTHING) and _number(stem) > to_us(inputs.snapshot.as_of) // DAY_US
     return later and mark.startswith(_base(inputs.spec))
 
 

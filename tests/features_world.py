@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,9 +22,10 @@ from engagement.table import RankingTable
 from feature_repo.repo import FeatureRepo
 from tests.synth import START, write_contract_dir
 
-DAY = timedelta(days=1)
+DAY, HOUR, MICRO = timedelta(days=1), timedelta(hours=1), timedelta(microseconds=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 ACTIONS = ("save", "click", "hide")
+WINDOWS = {"1h": HOUR, "1d": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
 AS_OF = START + 55 * DAY + timedelta(hours=3)
 WINDOW = (START + 9 * DAY, AS_OF)
 UTC_US = pa.timestamp("us", tz="UTC")
@@ -67,6 +69,10 @@ def import_synth(home: Path, **options) -> EngagementStore:
 def _dataset(path: Path) -> Path:
     """Twelve ordinary days, a month of silence, and then rows that hit every edge."""
     write_contract_dir(path, users=5, items=14, days=12, late_share=0.1)
+    shown = pl.read_parquet(path / "engagements").group_by("user_id").agg(pl.col("event_timestamp").max())
+    last = dict(shown.iter_rows())  # what is shown in an hour leaves the longest window 30 days after the hour's end
+    closed = {u: last[u].replace(minute=0, second=0, microsecond=0) + HOUR + 30 * DAY for u in ("u1", "u4")}
+    tick = START + 47 * DAY + 5 * HOUR
     late = START + 45 * DAY + timedelta(hours=10)
     rows = [
         # (request, user, item, shown, known after, save, click, hide)
@@ -83,11 +89,21 @@ def _dataset(path: Path) -> Path:
         # shown on day 46, known on day 49 only
         *(("late-1", "u3", f"i{i}", START + 46 * DAY, 3 * DAY, i % 2 == 0, False, i == 3) for i in range(5)),
         # at the end of the time to live of u1's and u4's last numbers, and just after it
-        ("ttl-1", "u1", "i7", START + 49 * DAY, timedelta(0), False, False, False),
-        ("ttl-2", "u4", "i7", START + 49 * DAY + timedelta(microseconds=1), timedelta(0), False, False, False),
+        ("ttl-1", "u1", "i7", closed["u1"] + 7 * DAY, timedelta(0), False, False, False),
+        ("ttl-2", "u4", "i7", closed["u4"] + 7 * DAY + MICRO, timedelta(0), False, False, False),
+        # exactly at ticks and just before one; shown half an hour before a tick and known exactly at it
+        ("tick-1", "ticker", "i10", tick, timedelta(0), True, False, False),
+        ("tick-2", "ticker", "i10", tick + HOUR, timedelta(0), False, True, False),
+        ("tick-3", "ticker", "i11", tick + 2 * HOUR - MICRO, timedelta(0), True, False, False),
+        ("tick-4", "ticker", "i10", tick + 2 * HOUR, timedelta(0), False, False, False),
+        ("tick-5", "ticker", "i12", tick + HOUR / 2, HOUR / 2, True, False, True),
+        ("tick-6", "ticker", "i12", tick + 25 * HOUR, timedelta(0), False, False, False),
         # an item before it was available, and after
         ("fresh-1", "u2", "fresh", START + 50 * DAY, timedelta(0), True, False, False),
         ("fresh-2", "u2", "fresh", START + 51 * DAY + timedelta(hours=7), timedelta(0), False, True, False),
+        # an item without a category, and again
+        ("bare-1", "u2", "bare", START + 51 * DAY, timedelta(0), True, False, False),
+        ("bare-2", "u2", "bare", START + 51 * DAY + 2 * HOUR, timedelta(0), False, False, False),
         # a user of whom nothing is known; a request that nobody knew of at AS_OF; one across AS_OF
         ("new-1", "stranger", "i8", START + 52 * DAY + timedelta(hours=1), timedelta(0), True, False, False),
         ("hidden", "u2", "i9", START + 53 * DAY, 9 * DAY, True, False, False),
@@ -110,6 +126,7 @@ def _dataset(path: Path) -> Path:
     items = pq.read_table(path / "items" / "items.parquet")
     tags = {"tags": [["a"] * 9]}
     _add(path / "items" / "injected.parquet", items, "fresh", "created_timestamp", START + 51 * DAY, tags)
+    _add(path / "items" / "bare.parquet", items, "bare", "created_timestamp", START + 5 * DAY, {"tags": [[]]})
     users = pq.read_table(path / "users" / "users.parquet")
     _add(path / "users" / "a.parquet", users, "u0", "event_timestamp", START + 46 * DAY, {"country": ["at"]})
     _add(path / "users" / "b.parquet", users, "u0", "event_timestamp", AS_OF, {"country": ["future"]})
@@ -142,29 +159,62 @@ def history(rows: list, user: str, t: datetime) -> list:
     return [(us(r["event_timestamp"]), r["item_id"], mask) for r, mask in zip(acted, masks, strict=True)][-100:]
 
 
-def stats(rows: list, key: str, value: str, t: datetime) -> dict:
-    """The statistics that a request at `t` reads: those of the newest midnight that has a row, unless it expired."""
-    midnight = t.replace(hour=0, minute=0, second=0, microsecond=0)
-    mine = [r for r in rows if r[key] == value and not r["sampled"]]
-    while not any(_enters(r, midnight, 31) for r in mine):
-        midnight -= DAY
-        if midnight < t - 7 * DAY:
-            return {}
-    if midnight < t - 7 * DAY:
-        return {}
-    found = {}
-    for days in (1, 7, 30):
-        found[f"impressions_{days}d"] = sum(_enters(r, midnight, days) for r in mine)
-    for days in (7, 30):
-        found[f"count_save_{days}d"] = sum(_enters(r, midnight, days) and r["save"] for r in mine)
-    everyone = [r for r in rows if not r["sampled"] and _enters(r, midnight, 30)]
-    for action in ACTIONS:
-        prior = sum(r[action] for r in everyone) / len(everyone) if everyone else 0.0
-        count = sum(_enters(r, midnight, 30) and r[action] for r in mine)
-        found[f"rate_{action}_30d"] = (count + 20 * prior) / (found["impressions_30d"] + 20)
+@dataclass(frozen=True)
+class Row:
+    """An engagement, in microseconds; of no category before its item is available."""
+
+    keys: dict
+    shown: int
+    known: int
+    categorised: int
+    actions: dict
+
+
+def logged(rows: list, items: list) -> list[Row]:
+    """Real rows with the category of their item: the first of its tags."""
+    of = {i["item_id"]: ((i["tags"] or [None])[0], us(i["created_timestamp"])) for i in items}
+    real, found = [r for r in rows if not r["sampled"]], []
+    for r in real:
+        category, available = of.get(r["item_id"], (None, 0))
+        shown, told = us(r["event_timestamp"]), us(r["created_timestamp"])
+        keys = {"user_id": r["user_id"], "item_id": r["item_id"], "category": category}
+        found.append(Row(keys, shown, told, max(told, available), {a: bool(r[a]) for a in ACTIONS}))
     return found
 
 
-def _enters(row: dict, midnight: datetime, days: int) -> bool:
-    shown = row["event_timestamp"].replace(hour=0, minute=0, second=0, microsecond=0)
-    return shown < midnight <= shown + days * DAY and row["created_timestamp"] < midnight
+def stats(rows: list[Row], keys: dict, t: datetime) -> dict:
+    """The statistics that a request at `t` reads: those of the newest hour that has a row, unless it expired."""
+    tick = t.replace(minute=0, second=0, microsecond=0)
+    mine = [r for r in rows if all(r.keys[k] == v for k, v in keys.items())]
+    grouped = "category" in keys
+    while tick >= t - 7 * DAY:
+        if _has_row(mine, us(tick), grouped):
+            break
+        tick -= HOUR
+    else:
+        return {}
+    found, inside, everyone = {}, mine, rows
+    for window in reversed(WINDOWS):  # each is part of the longer one
+        inside = [r for r in inside if _inside(r, us(tick), window, grouped)]
+        everyone = [r for r in everyone if _inside(r, us(tick), window, False)]
+        found[f"impressions_{window}"] = len(inside)
+        found[f"count_save_{window}"] = sum(r.actions["save"] for r in inside)
+        for action in ACTIONS:
+            if action == "save" or window == "30d":
+                prior = sum(r.actions[action] for r in everyone) / len(everyone) if everyone else 0.0
+                count = sum(r.actions[action] for r in inside)
+                found[f"rate_{action}_{window}"] = (count + 20 * prior) / (len(inside) + 20)
+    return found
+
+
+def _has_row(mine: list[Row], tick: int, grouped: bool) -> bool:
+    """Whether something entered or left a window at the tick; or it is midnight and the longest one is not empty."""
+    if tick % us(EPOCH + DAY) == 0 and any(_inside(r, tick, "30d", grouped) for r in mine):
+        return True
+    before = tick - us(EPOCH + HOUR)
+    return any(_inside(r, tick, w, grouped) != _inside(r, before, w, grouped) for r in mine for w in WINDOWS)
+
+
+def _inside(row: Row, tick: int, window: str, grouped: bool) -> bool:
+    known_at = row.categorised if grouped else row.known
+    return tick - WINDOWS[window] // MICRO <= row.shown < tick and known_at < tick

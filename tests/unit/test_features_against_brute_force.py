@@ -9,7 +9,14 @@ import pytest
 
 from engagement.errors import EvergreenError
 from engagement.table import MISSING, hash_id
-from tests.features_world import ACTIONS, AS_OF, DAY, EPOCH, START, WINDOW, history, stats, us, world
+from tests.features_world import ACTIONS, AS_OF, DAY, EPOCH, HOUR, START, WINDOW, history, logged, stats, us, world
+
+KEYS = {  # of each stats view
+    "user_stats": ("user_id",),
+    "item_stats": ("item_id",),
+    "category_stats": ("category",),
+    "user_category_stats": ("user_id", "category"),
+}
 
 
 def _expected_requests(rows):
@@ -38,46 +45,81 @@ def test_every_candidate_of_every_request_is_there_once_and_in_order():
     assert "hidden" not in {e[1] for e in expected}
 
 
-def test_statistics_of_users_and_items_equal_the_definition():
+def _column(w, name):
+    """Values of a column by request id; of its first candidate."""
+    ids, values = (w.sample.column(n).to_pylist() for n in ("request_id", name))
+    return dict(zip(reversed(ids), reversed(values), strict=True))
+
+
+def test_statistics_of_all_four_views_equal_the_definition_at_every_request():
     w = world()
     expected, known = _expected_requests(w.rows)
+    items = {i["item_id"]: i for i in w.snapshot.items().to_pylist()}
+    rows = logged(known, items.values())
     names = [f.name for f in w.table.spec.features if "_stats__" in f.name]
-    assert len(names) == 16
+    assert len(names) == 4 * (3 * 4 + 2)
+    columns = {view: [n for n in names if n.split("__")[0] == view] for view in KEYS}
     got = {n: w.sample.column(n).to_pylist() for n in names}
-    cache, empty, row = {}, 0, 0
+    cache, empty, without, row = {}, 0, 0, 0
     for at, _, first, members in expected:
         for member in members:
-            for entity, value in (("user", first["user_id"]), ("item", member["item_id"])):
-                # The numbers change at midnight and when they expire only.
-                key = (entity, value, at if at > START + 40 * DAY else at.date())
+            item = items[member["item_id"]]
+            tags = item["tags"] if item["created_timestamp"] <= at else None
+            values = {"user_id": first["user_id"], "item_id": member["item_id"], "category": (tags or [None])[0]}
+            for view, keys in KEYS.items():
+                wanted = {k: values[k] for k in keys}
+                # The numbers change at whole hours and when they expire only.
+                key = (view, *wanted.values(), at if at > START + 40 * DAY else at.replace(minute=0, second=0))
                 if key not in cache:
-                    cache[key] = stats(known, f"{entity}_id", value, at)
+                    cache[key] = {} if None in wanted.values() else stats(rows, wanted, at)
                 empty += not cache[key]
-                for name in [n for n in names if n.startswith(entity)]:
+                without += None in wanted.values()
+                for name in columns[view]:
                     mine, theirs = got[name][row], cache[key].get(name.split("__")[1])
-                    assert mine == theirs or mine == pytest.approx(theirs, rel=1e-12), (name, value, at)
+                    assert mine == theirs or mine == pytest.approx(theirs, rel=1e-12), (name, wanted, at)
             row += 1
     assert row == len(w.sample)
-    assert empty > 5  # never seen, or expired
+    assert without >= 4  # the item without a category, and one that was not available yet
+    assert empty > 10  # never seen, or expired
 
 
 def test_numbers_expire_right_after_seven_days_and_not_before():
     w = world()
-    by_request = {r: i for i, r in enumerate(w.sample.column("request_id").to_pylist())}
-    column = w.sample.column("user_stats__impressions_30d").to_pylist()
-    # Both users were last active on day 11: the closing zeros are of midnight 42, and live through midnight 49.
-    assert column[by_request["ttl-1"]] == 0.0
-    assert column[by_request["ttl-2"]] is None
+    column = _column(w, "user_stats__impressions_30d")
+    # Both users were last active on day 11: their closing zeros are of the hour at which that left the last window.
+    assert column["ttl-1"] == 0.0
+    assert column["ttl-2"] is None
+
+
+def test_a_row_exactly_at_a_tick_counts_from_the_next_one_and_leaves_after_its_window():
+    w = world()
+    shown, saved = (_column(w, f"user_stats__{n}_1h") for n in ("impressions", "count_save"))
+    # At 5:00 the first row is shown; at 6:00 it counts, the one shown at that instant and the one known then do not.
+    assert (shown["tick-1"], shown["tick-2"], saved["tick-2"]) == (None, 1, 1)
+    # At 7:00 those of [6:00, 7:00) count; the one of 5:30 became known at 6:00, too late for the hour.
+    assert (shown["tick-4"], saved["tick-4"]) == (2, 1)
+    day = _column(w, "user_stats__impressions_1d")
+    assert (day["tick-4"], day["tick-6"]) == (4, 3)  # a day later those before 6:00 have left, and that of 7:00 counts
+
+
+def test_a_category_of_one_item_has_that_items_numbers():
+    w = world()
+    for name in ("impressions_30d", "count_save_1d", "rate_hide_30d"):
+        category, item = (_column(w, f"{view}__{name}") for view in ("category_stats", "item_stats"))
+        # Before its item was available the category did not exist, though the item was shown.
+        assert category["fresh-1"] is None
+        assert category["fresh-2"] == item["fresh-2"] is not None
 
 
 def test_late_rows_enter_the_numbers_only_after_they_were_known():
     w = world()
     _, known = _expected_requests(w.rows)
-    late = [r for r in known if r["request_id"] == "late-1"]
-    assert len(late) == 5
-    before = stats(known, "user_id", "u3", START + 48 * DAY)
-    after = stats(known, "user_id", "u3", START + 50 * DAY)
+    assert len([r for r in known if r["request_id"] == "late-1"]) == 5
+    rows = logged(known, w.snapshot.items().to_pylist())
+    before = stats(rows, {"user_id": "u3"}, START + 48 * DAY)
     assert before["impressions_7d"] == 0  # the closing row of the days before
+    assert stats(rows, {"user_id": "u3"}, START + 49 * DAY) != stats(rows, {"user_id": "u3"}, START + 49 * DAY + HOUR)
+    after = stats(rows, {"user_id": "u3"}, START + 50 * DAY)
     assert (after["impressions_7d"], after["count_save_7d"]) == (5, 3)
 
 

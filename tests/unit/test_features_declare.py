@@ -9,8 +9,8 @@ import pytest
 from engagement.contract import Manifest
 from engagement.errors import EvergreenError
 from engagement.table import MISSING, Feature, TableSpec, hash_id
-from feature_repo.encode import DAY_US, candidate_values, encode, request_values
-from feature_repo.features import declare, sized, views
+from feature_repo.encode import DAY_US, HOUR_US, candidate_values, encode, request_values
+from feature_repo.features import category_of, declare, sized, views
 from feature_repo.repo import FeatureRepo
 from tests.features_world import DAY, import_synth, scratch, world
 from tests.synth import START
@@ -35,8 +35,33 @@ def test_every_declared_feature_is_in_exactly_one_view_or_is_worked_out():
     assert stored | worked_out == set(names) and not stored & worked_out
     embedding = next(f for f in spec.features if f.name == "item_profile__embedding")
     assert (embedding.kind, embedding.width, embedding.level) == ("embedding", 4, "candidate")
-    assert {"item_stats__count_like_7d", "user_stats__rate_hide_30d"} <= stored
+    assert {"item_stats__count_like_7d", "user_stats__rate_hide_30d", "user_category_stats__rate_like_1h"} <= stored
+    levels = {f.name.split("__")[0]: f.level for f in spec.features if "_stats__" in f.name}
+    assert levels == {v.name: v.level for v in views(spec) if v.name.endswith("_stats")}
+    assert levels.pop("user_stats") == "request" and set(levels.values()) == {"candidate"} and len(levels) == 3
     assert TableSpec.from_json(spec.to_json()) == spec
+
+
+def _items(**types):
+    return pa.schema([("item_id", pa.string()), *types.items()])
+
+
+@pytest.mark.parametrize(
+    ("items", "category"),
+    [
+        (_items(shop=pa.string(), kinds=STRINGS, tags=STRINGS), "kinds"),
+        (_items(price=pa.float64(), shop=pa.string(), kind=pa.string()), "shop"),
+        (_items(price=pa.float64()), None),
+        (_items(), None),
+    ],
+)
+def test_the_category_is_the_first_list_of_text_else_the_first_text(items, category):
+    spec = declare(Manifest(**NAMES, item_features=tuple(items.names[1:])), items, pa.schema([]))
+    assert category_of(spec) == category
+    names = {v.name for v in views(spec)}
+    assert ({"category_stats", "user_category_stats"} <= names) == (category is not None)
+    profile = next(v for v in views(spec) if v.name == "item_profile")
+    assert (("_category", "string") in profile.columns) == (category is not None)
 
 
 @pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.list_(pa.int64()), pa.binary()])
@@ -118,10 +143,10 @@ def test_a_dataset_without_any_profile_feature_works_from_build_to_serving(expos
     assert bool(table.sampled.any()) == (exposure == "positives")
     assert not table.labels[table.sampled].any()
     assert set(np.unique(table.history_actions)) <= {1, 2, 3}
-    # Of the first day nothing was known before: no numbers, yet every request is there.
-    first = table.between(0, int(START.timestamp() * 1e6) + DAY_US)
+    # In the first hour nothing was known before: no numbers, yet every request is there.
+    first = table.between(0, (int(table.time[0]) // HOUR_US + 1) * HOUR_US)
     stats = [i for i, f in enumerate(table.spec.of("candidate", False)) if "stats" in f.name]
-    assert first.requests > 10 and np.isnan(first.item_num[:, stats]).all()
+    assert first.requests and len(stats) == 13 and np.isnan(first.item_num[:, stats]).all()
     repo.materialize(snapshot)
     served = repo.online().read("u1", ["i1", "i2"], {}, at)
     assert np.isfinite(served.request_num).any() and len(served.history_time)

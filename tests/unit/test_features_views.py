@@ -1,5 +1,6 @@
 """The Parquet behind the views: the same whether built at once, day by day, after a kill, or after late data."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from engagement.files import write_part
 from engagement.importers import contract_dir
+from engagement.index import Part
 from engagement.store import EngagementStore
-from feature_repo.aggregates import snapshots
-from feature_repo.features import RATE_PRIOR_WEIGHT, statistics
+from feature_repo.partials import Partials
 from feature_repo.views import Inputs, build_views
-from tests.features_world import DAY, import_synth
-from tests.synth import START, write_contract_dir
+from tests.features_world import DAY, import_synth, us
+from tests.synth import START, dataset, write_contract_dir
 
 SMALL = {"users": 6, "items": 25, "late_share": 0.1}
 
@@ -38,14 +40,74 @@ def _same(a: dict, b: dict) -> bool:
 def test_day_by_day_gives_the_same_bytes_as_all_at_once(tmp_path):
     store = import_synth(tmp_path, users=3, items=12, days=34, late_share=0.1)
     last = store.snapshot(START + 34 * DAY + timedelta(hours=3))
-    build_views(tmp_path / "backfill", Inputs(last))
+    backfill, steps = tmp_path / "backfill" / "views", tmp_path / "steps" / "views"
+    build_views(backfill, Inputs(last))
     written = []
-    for day in (3, 4, 25, 34):  # the last step looks back over the longest window
-        written.append(build_views(tmp_path / "steps", Inputs(store.snapshot(START + day * DAY + timedelta(hours=3)))))
-    assert _same(_content(tmp_path / "backfill", last.as_of), _content(tmp_path / "steps", last.as_of))
-    # One more day costs its two snapshots, its histories, the unfinished day, and the two profiles: nothing else.
-    assert written[1] == 2 + 1 + 1 + 2
-    assert build_views(tmp_path / "steps", Inputs(last)) == 0
+    for hours in (3 * 24 + 3, 4 * 24 + 3, 4 * 24 + 9, 25 * 24, 34 * 24 + 3):  # the last looks back over a whole window
+        written.append(build_views(steps, Inputs(store.snapshot(START + timedelta(hours=hours)))))
+    assert _same(_content(backfill, last.as_of), _content(steps, last.as_of))
+    # One more day costs the four views' numbers and the histories, those of the unfinished day, and the two profiles.
+    assert written[1] == (4 + 1) * 2 + 2
+    assert written[2] == (4 + 1) + 2
+    assert build_views(steps, Inputs(last)) == 0
+
+
+def test_an_increment_reads_nothing_of_the_log_but_its_new_parts(tmp_path):
+    store = import_synth(tmp_path, days=9, **SMALL)
+    early, late = (store.snapshot(START + d * DAY + timedelta(hours=3)) for d in (6, 9))
+    build_views(tmp_path / "fresh" / "views", Inputs(late))
+    build_views(tmp_path / "steps" / "views", Inputs(early))
+    old = early.parts("engagements")
+    for part in old:  # whoever reads one of them fails
+        (tmp_path / "data" / part.path).write_bytes(b"read already")
+    assert 6 <= len(old) < len(late.parts("engagements"))
+    build_views(tmp_path / "steps" / "views", Inputs(late))
+    mine, fresh = (_content(tmp_path / n / "views", late.as_of) for n in ("steps", "fresh"))
+    assert _same(mine, fresh)
+
+
+def test_partials_of_parts_that_left_the_store_go(tmp_path):
+    store = import_synth(tmp_path, days=2, **SMALL)
+    snapshot = store.snapshot(START + 2 * DAY)
+    partials = Partials(tmp_path / "partials", snapshot)
+    assert partials.update() == 2
+    (tmp_path / "partials" / f"{'0' * 64}-actions.parquet").write_bytes(b"of somebody who is to be forgotten")
+    assert partials.update() == 0
+    assert {p.name[:64] for p in (tmp_path / "partials").iterdir()} == {p.sha256 for p in snapshot.parts("engagements")}
+
+
+def test_a_merged_part_changes_no_file_of_the_views(tmp_path):
+    store = import_synth(tmp_path, days=4, **SMALL)
+    day = START + DAY
+    later = write_contract_dir(tmp_path / "later", days=4, **{**SMALL, "users": 7})
+    for path in (later / "engagements").iterdir():
+        if path.stem == "day-0001":
+            pl.read_parquet(path).with_columns(pl.col("request_id") + "x").write_parquet(path)
+        else:
+            path.unlink()
+    store.append(contract_dir.read(later))
+    snapshot = store.snapshot(START + 4 * DAY)
+    assert build_views(tmp_path / "views", Inputs(snapshot)) > 20
+    two = [p for p in snapshot.parts("engagements") if p.first >= us(day) and p.last < us(day + DAY)]
+    assert len(two) == 2
+    merged = _merge(tmp_path / "data", two)
+    files = tuple(sorted([*(p for p in snapshot.files if p not in two), merged], key=lambda p: p.path))
+    compacted = dataclasses.replace(snapshot, files=files)
+    before = _content(tmp_path / "views", snapshot.as_of)
+    assert build_views(tmp_path / "views", Inputs(compacted)) == 0
+    build_views(tmp_path / "fresh" / "views", Inputs(compacted))
+    assert _same(before, _content(tmp_path / "fresh" / "views", snapshot.as_of))
+
+
+def _merge(root: Path, parts: list) -> Part:
+    """One part in place of several."""
+    table = pl.concat([pl.read_parquet(root / p.path) for p in parts]).sort("event_timestamp", "request_id").to_arrow()
+    table = table.cast(pq.read_schema(root / parts[0].path))
+    path, digest, size = write_part((root / parts[0].path).parent, table)
+    values = {**parts[0].to_json(), "path": str(path.relative_to(root)), "sha256": digest, "size": size}
+    values |= {"rows": table.num_rows, "last": max(p.last for p in parts), "first": min(p.first for p in parts)}
+    values["known_from"] = min(p.known_from for p in parts)
+    return Part(**values, merged=tuple(leaf for p in parts for leaf in p.leaves))
 
 
 def test_a_later_delivery_with_late_rows_repairs_exactly_what_it_changes(tmp_path):
@@ -72,11 +134,10 @@ def test_an_older_instant_after_a_newer_one_leaves_nothing_wrong_behind(tmp_path
     build_views(tmp_path / "views", early)
     build_views(tmp_path / "fresh", early)
     midnight = START + 4 * DAY
-    # The unfinished day of the early instant is finished by now; both its files are true.
+    # Of the unfinished day only what was known is there; the days after it may stay as they are.
     mine, fresh = (_content(tmp_path / n, midnight) for n in ("views", "fresh"))
-    assert mine.pop("user_history/2024-01-05.parquet")
     assert _same(mine, fresh)
-    assert build_views(tmp_path / "views", late) < 8
+    assert build_views(tmp_path / "views", late) == (4 + 1) * 2 + 2  # that day, the last one, the profiles
 
 
 def test_another_dataset_in_the_same_home_replaces_every_file(tmp_path):
@@ -117,7 +178,7 @@ def test_killed_at_any_file_the_next_build_gives_the_same_bytes_at_whatever_inst
     before = len(list((tmp_path / "views").glob("*/*.parquet")))
     command = [sys.executable, "-c", _BUILD_AND_DIE, str(tmp_path), late.as_of.isoformat(), str(files)]
     assert subprocess.run(command).returncode == -signal.SIGKILL
-    assert before <= len(list((tmp_path / "views").glob("*/*.parquet"))) < before + 15
+    assert before <= len(list((tmp_path / "views").glob("*/*.parquet"))) <= before + files
     for name, snapshot in (("early", early), ("late", late)):
         build_views(tmp_path / "views", Inputs(snapshot))
         build_views(tmp_path / name, Inputs(snapshot))
@@ -144,27 +205,10 @@ def test_drawn_candidates_are_no_impressions(tmp_path):
     log = pl.DataFrame(pl.from_arrow(snapshot.engagements()))
     assert log["sampled"].sum() > 100
     build_views(tmp_path / "views", Inputs(snapshot))
-    rows = pl.read_parquet(tmp_path / "views" / "item_stats" / "2024-01-06.parquet")
+    rows = pl.read_parquet(tmp_path / "views" / "item_stats" / "partial.parquet")
     real = log.filter(~pl.col("sampled"))
     assert rows["impressions_30d"].sum() == len(real)
     assert rows["count_save_30d"].sum() == real["save"].sum()
-
-
-def test_smoothed_rates_lean_towards_the_global_rate():
-    log = pl.DataFrame(
-        {
-            "item_id": ["seldom"] + ["often"] * 199,
-            "event_timestamp": [START] * 200,
-            "created_timestamp": [START] * 200,
-            "sampled": [False] * 200,
-            "save": [True] + [False] * 99 + [True] * 100,
-        }
-    ).with_columns(pl.col("event_timestamp", "created_timestamp").dt.cast_time_unit("us"))
-    day = snapshots(log, "item_id", statistics(("save",), "save"), START + DAY, START + DAY)[START + DAY]
-    rate = dict(zip(day["item_id"], day["rate_save_30d"], strict=True))
-    prior, m = 101 / 200, RATE_PRIOR_WEIGHT
-    assert rate["seldom"] == pytest.approx((1 + m * prior) / (1 + m))
-    assert rate["often"] == pytest.approx((100 + m * prior) / (199 + m))
 
 
 @pytest.mark.parametrize("names", [("impressions", "shown", "known"), ("age", "midnight", "n")])
@@ -172,6 +216,16 @@ def test_actions_may_have_the_names_that_we_use_ourselves(tmp_path, names):
     store = import_synth(tmp_path, days=3, actions=names, **SMALL)
     build_views(tmp_path / "views", Inputs(store.snapshot(START + 3 * DAY)))
     log = store.snapshot(START + 3 * DAY).engagements()
-    rows = pq.read_table(tmp_path / "views" / "user_stats" / "2024-01-04.parquet").to_pydict()
+    rows = pq.read_table(tmp_path / "views" / "user_stats" / "partial.parquet").to_pydict()
     assert sum(rows["impressions_30d"]) == log.num_rows
     assert sum(rows[f"count_{names[0]}_30d"]) == sum(log.column(names[0]).to_pylist())
+
+
+def test_compaction_of_the_log_makes_no_view_stale(tmp_path):
+    store = EngagementStore(tmp_path / "store")
+    for n in range(6):
+        store.append(dataset([{"request_id": f"r{n}", "at": 5 * n, "known": 5 * n + 20 * (n % 2), "save": True}]))
+    as_of = START + timedelta(hours=60)
+    assert build_views(tmp_path / "views", Inputs(store.snapshot(as_of)))
+    assert store.compact().merged
+    assert build_views(tmp_path / "views", Inputs(store.snapshot(as_of))) == 0
