@@ -12,7 +12,8 @@ import yaml
 
 from engagement.files import write_text
 from engagement.table import TableSpec
-from feature_repo.features import SERVICE, ColumnType, View, views
+from feature_repo.features import JOIN_KEY, SERVICE, ColumnType, View, views
+from feature_repo.generations import CURRENT
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -26,50 +27,66 @@ def _unchanged(target: Any = None, **options: Any) -> Any:
 typeguard.typechecked = _unchanged
 
 PROJECT = "evergreen"
-CURRENT = "online/current"  # link to the version of the online store that is served
+HISTORY = "user_history"
+OFFLINE: dict[str, dict[str, Any]] = {
+    "asof": {
+        "provider": "feature_repo.online_store.EvergreenProvider",
+        "offline_store": {"type": "feature_repo.offline_store.AsofOfflineStore"},
+    },
+    # Spark's workers write what they materialise themselves.
+    "spark": {
+        "provider": "local",
+        "offline_store": {"type": "feature_repo.spark_store.SparkAsofOfflineStore"},
+        "batch_engine": {"type": "spark.engine"},
+    },
+}
 
 
-def settings(registry: Path, online: Path) -> dict[str, Any]:
+def settings(registry: Path, online: Path, url: str = "", offline: str = "asof") -> dict[str, Any]:
     """The content of `feature_store.yaml`.
 
     Args:
         registry: Directory of the registry.
         online: Directory of the online store.
+        url: Address of the Redis that holds its rows; empty for SQLite in the directory.
+        offline: Who joins and materialises: `asof` (this process) or `spark`.
     """
     return {
         "project": PROJECT,
-        "provider": "local",
         "registry": {
             "registry_type": "sql",
             "path": f"sqlite:///{registry / 'registry.db'}",
             "cache_ttl_seconds": 0,  # never expires; a reader opens anew when a version is published
             "serve_features_while_materializing": True,
         },
-        "offline_store": {"type": "feature_repo.offline_store.AsofOfflineStore"},
-        "online_store": {"type": "sqlite", "path": str(online / "online.db")},
-        "materialization": {"pull_latest_features": True, "online_write_batch_size": 10_000},
+        **OFFLINE[offline],
+        "online_store": {
+            "type": "feature_repo.online_store.PackedOnlineStore",
+            "path": str(online),
+            "redis": url,
+        },
         "entity_key_serialization_version": 3,
     }
 
 
-def open_store(root: Path, registry: Path | None = None, online: Path | None = None) -> "FeatureStore":
-    """Open the Feast store of a home, by default with its own registry and the served online store."""
+def open_store(root: Path, online: Path | None = None, url: str = "", offline: str = "asof") -> "FeatureStore":
+    """Open the Feast store of a home, by default with the served online store; the rest as in `settings`."""
     from feast import FeatureStore, RepoConfig
 
     logging.getLogger("feast").setLevel(logging.ERROR)
-    config = settings(registry or root, online or root / CURRENT)
+    config = settings(root, online or root / CURRENT, url, offline)
     return FeatureStore(config=RepoConfig(**config, repo_path=root))
 
 
-def apply(root: Path, spec: TableSpec) -> None:
+def apply(root: Path, spec: TableSpec, url: str = "", offline: str = "asof") -> None:
     """Write `feature_store.yaml` and register the views of a declaration; views of an older one are removed."""
-    text = yaml.safe_dump(settings(root, root / CURRENT), sort_keys=False)
+    text = yaml.safe_dump(settings(root, root / CURRENT, url, offline), sort_keys=False)
     mark = hashlib.sha256(json.dumps([text, spec.to_json()]).encode()).hexdigest()
     done = root / "applied.sha256"
     if (root / "registry.db").exists() and done.exists() and done.read_text() == mark:
         return
     write_text(root / "feature_store.yaml", text)
-    # Feast also makes online tables here; those belong to a version, so these go with the scratch directory.
+    # Feast removes the rows of views that are gone; those belong to a generation, so it is shown an empty place.
     with tempfile.TemporaryDirectory() as scratch:
         store = open_store(root, online=Path(scratch))
         wanted = objects(spec)
@@ -83,14 +100,16 @@ def objects(spec: TableSpec) -> list[Any]:
     """Entities, views and the feature service."""
     from feast import Entity, FeatureService, ValueType
 
-    entities = {e: Entity(name=e, join_keys=[f"{e}_id"], value_type=ValueType.STRING) for e in ("user", "item")}
-    found = {v: _feature_view(v, entities[v.entity]) for v in views(spec)}
+    declared = views(spec)
+    names = dict.fromkeys(e for v in declared for e in v.entities)
+    entities = {e: Entity(name=e, join_keys=[JOIN_KEY[e]], value_type=ValueType.STRING) for e in names}
+    found = {v: _feature_view(v, [entities[e] for e in v.entities]) for v in declared}
     service = FeatureService(name=SERVICE, features=[fv for v, fv in found.items() if v.offline])
     return [*entities.values(), *found.values(), service]
 
 
-def _feature_view(view: View, entity: Any) -> Any:
-    from feast import FeatureView, Field, FileSource
+def _feature_view(view: View, entities: list[Any]) -> Any:
+    from feast import FeatureView, Field, FileSource, PushSource
     from feast.data_format import ParquetFormat
     from feast.types import Array, Float32, Float64, Int64, String
 
@@ -102,12 +121,15 @@ def _feature_view(view: View, entity: Any) -> Any:
         "int": Int64,
         "ints": Array(Int64),
     }
-    source = FileSource(
+    source: Any = FileSource(
         name=view.name,
         path=f"views/{view.name}/*.parquet",
         file_format=ParquetFormat(),
         timestamp_field="event_timestamp",
         created_timestamp_column="created_timestamp",
     )
-    fields = [Field(name=view.key, dtype=String), *(Field(name=n, dtype=types[t]) for n, t in view.columns)]
-    return FeatureView(name=view.name, entities=[entity], ttl=view.ttl, schema=fields, source=source)
+    keys = [Field(name=k, dtype=String) for k in view.keys]
+    if view.name == HISTORY:
+        source = PushSource(name=f"{HISTORY}_push", batch_source=source)  # actions arrive as they happen
+    fields = [*keys, *(Field(name=n, dtype=types[t]) for n, t in view.columns)]
+    return FeatureView(name=view.name, entities=entities, ttl=view.ttl, schema=fields, source=source)

@@ -1,66 +1,60 @@
-"""What serving reads: one user and the candidates out of Feast's online store, as a ranking table of one request.
+"""What serving reads: one user and the candidates out of the online store, as a ranking table of one request.
 
-A materialised version is a directory that never changes after it is published (`repo.FeatureRepo.materialize`):
-
-    online/<as_of>-<mark>/online.db      Feast's SQLite online store
-    online/<as_of>-<mark>/registry.db    the registry that it was written with
-    online/<as_of>-<mark>/version.json   the declaration
-    online/current                       link to the version that is served
-
-A reader keeps the version that it opened and moves on when the link does, so that values never mix two versions.
+Feast is not imported here: a serving process reads packed rows (`packed`, `online_rows`) in one batch, and in a second
+one what belongs to the candidates' categories. A reader notices by the stamp that it reads with every batch that the
+rows stand for a new instant, and by the link `online/current` that another generation is served; it then reads again,
+so that a request never mixes two states (see `generations`).
 """
 
-import json
 import threading
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engagement.errors import EvergreenError
-from engagement.index import to_us
+from engagement.index import from_us, to_us
 from engagement.table import RankingTable, TableSpec
 from feature_repo.assemble import RawTable
-from feature_repo.definitions import CURRENT, open_store
-from feature_repo.features import ARROW, ColumnType, Entity, View, views
+from feature_repo.features import HISTORY, Entity, View, views
+from feature_repo.generations import STAMP, Generation, check_stamp, served
+from feature_repo.online_cache import CACHE_ROWS, RowCache, Rows
+from feature_repo.packed import Codec, row_keys
 from feature_repo.requests import CONTEXT
 
-_FIELD: dict[ColumnType, str] = {
-    "string": "string_val",
-    "strings": "string_list_val",
-    "float": "double_val",
-    "floats": "float_list_val",
-    "int": "int64_val",
-    "ints": "int64_list_val",
-}
+_CATEGORY = "item_profile___category"  # the item's category by which the category views are read
+Values = dict[str, pa.Array | np.ndarray]
 
 
 class OnlineReader:
-    """Reads the features of one ranking request.
+    """Reads the features of one ranking request; safe to share between threads.
 
     Args:
-        root: The Feast repository of a home.
+        root: The feature repository of a home.
+        url: Address of the Redis that holds the rows; empty for SQLite under the home.
+        cache_rows: How many items and how many categories are kept for a short while; 0 for none.
 
     Raises:
-        EvergreenError: Nothing was materialised yet.
+        EvergreenError: Nothing was materialised yet, what was is damaged, or the store does not answer.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = Path(root).resolve()
+    def __init__(self, root: Path, url: str = "", cache_rows: int = CACHE_ROWS) -> None:
+        self._root, self._url, self._cache_rows = Path(root).resolve(), url, cache_rows
         self._lock = threading.Lock()
-        self._version = _Version(self._root, self._target())
+        self._version = self._open(served(self._root))
 
     @property
     def spec(self) -> TableSpec:
-        """The declaration of the version that is served."""
+        """The declaration of the generation that is served."""
         return self._version.spec
 
     @property
     def as_of(self) -> datetime:
-        """The instant whose knowledge is served."""
-        return self._version.as_of
+        """The instant whose knowledge was served last."""
+        return from_us(self._version.as_of_us)
 
     def read(self, user_id: str, item_ids: list[str], context: dict[str, str], at: datetime) -> RankingTable:
         """Features of one request, candidates in the order given.
@@ -77,21 +71,19 @@ class OnlineReader:
             A table with R = 1, no label set.
 
         Raises:
-            EvergreenError: There is no candidate.
+            EvergreenError: There is no candidate, or the store does not answer.
         """
         if not item_ids:
             raise EvergreenError("a ranking request without candidates", "Send at least one item id")
-        version, at_us = self._fresh(), to_us(at)
-        user = version.read("user", [user_id], at_us)
-        items = version.read("item", item_ids, at_us)
-        names = [f.name for f in version.spec.features if f.name.startswith(CONTEXT)]
+        at_us = to_us(at)
+        spec, user, items = self._values(user_id, item_ids, at_us)
+        names = [f.name for f in spec.features if f.name.startswith(CONTEXT)]
         values = {n: pa.array([context.get(n.removeprefix(CONTEXT))], pa.string()) for n in names}
-        time, actions, item = (user.pop(f"user_history__{n}")[0].as_py() or [] for n in ("time", "actions", "item"))
-        shown = np.array(time, np.int64)
-        earlier = shown < at_us  # a replayed request must not see what came after it
-        count = int(earlier.sum())
+        time, known, actions, item = (pc.list_flatten(user.pop(f"user_history__{n}")) for n, _ in HISTORY)
+        shown = time.to_numpy()
+        earlier = known.to_numpy() < at_us  # a replayed request must not see what came after it
         raw = RawTable(
-            spec=version.spec,
+            spec=spec,
             request_id=pa.array([""]),
             user_id=pa.array([user_id]),
             time=np.array([at_us], np.int64),
@@ -99,71 +91,130 @@ class OnlineReader:
             request={**user, **values},
             item_id=pa.array(item_ids),
             candidate=items,
-            labels=np.zeros((len(item_ids), len(version.spec.actions)), np.uint8),
+            labels=np.zeros((len(item_ids), len(spec.actions)), np.uint8),
             sampled=np.zeros(len(item_ids), bool),
             history_start=np.zeros(1, np.int64),
-            history_end=np.array([count], np.int64),
+            history_end=np.array([earlier.sum()], np.int64),
             history_time=shown[earlier],
-            history_item=pa.array(item, pa.string()).filter(pa.array(earlier)),
-            history_actions=np.array(actions, np.int64)[earlier],
+            history_item=item.filter(pa.array(earlier)),
+            history_actions=actions.to_numpy()[earlier],
         )
         return raw.table()
 
-    def _target(self) -> Path:
-        try:
-            return (self._root / CURRENT).readlink()
-        except OSError as error:
-            raise EvergreenError(
-                f"no features were materialised in {self._root}", "Run evergreen retrain first"
-            ) from error
+    def _values(self, user_id: str, item_ids: list[str], at_us: int) -> tuple[TableSpec, Values, Values]:
+        """The declaration, values of the user (1,) and of the candidates (N,), all of one state of the store."""
+        while True:
+            target = served(self._root)
+            try:
+                if target != self._version.directory:
+                    with self._lock:
+                        if target != self._version.directory:
+                            self._version = self._open(target)
+                version = self._version
+                found = version.read(user_id, item_ids, at_us)
+            except EvergreenError:
+                if target == served(self._root):
+                    raise
+                continue
+            # The rows of a generation may be removed as soon as the link has left it.
+            if found is not None and version.directory == served(self._root):
+                return version.spec, *found
 
-    def _fresh(self) -> "_Version":
-        target = self._target()
-        if target.name != self._version.name:
-            with self._lock:
-                if target.name != self._version.name:
-                    self._version = _Version(self._root, target)
-        return self._version
+    def _open(self, directory: Path) -> "_Version":
+        return _Version(Generation.load(directory), self._url, self._cache_rows)
 
 
 class _Version:
-    """One published version, open for reading."""
+    """One generation, open for reading."""
 
-    def __init__(self, root: Path, target: Path) -> None:
-        directory = root / "online" / target
-        self.name = target.name
-        try:
-            recorded = json.loads((directory / "version.json").read_text())
-        except (OSError, ValueError) as error:
-            raise EvergreenError(
-                f"the online features in {directory} are damaged ({error})", "Run evergreen retrain"
-            ) from error
-        self.spec = TableSpec.from_json(recorded["spec"])
-        self.as_of = datetime.fromisoformat(recorded["as_of"])
-        self._store = open_store(root, registry=directory, online=directory)
-        self._views = {v.name: v for v in views(self.spec)}
-        for entity in ("user", "item"):
-            self.read(entity, [""], 0)  # opens the connection and fills Feast's registry cache before the first request
+    def __init__(self, generation: Generation, url: str, cache_rows: int) -> None:
+        self.directory, self.spec = generation.directory, generation.spec
+        self._rows = generation.rows(url)
+        codecs = [Codec(v) for v in views(generation.spec)]
+        self._user, self._item = (_about(codecs, ("user",)), _about(codecs, ("item",)))
+        self._category = _about(codecs, ("category",))
+        self._user_category = _about(codecs, ("user", "category"))
+        self._items, self._categories = RowCache("item", cache_rows), RowCache("category", cache_rows)
+        self.as_of_us = check_stamp(self._rows.get([STAMP])[0], self.directory)
 
-    def read(self, entity: Entity, ids: list[str], at_us: int) -> dict[str, pa.Array]:
-        """Values of all views of an entity by feature name, (n,) each; one read of the online store."""
-        mine = [v for v in self._views.values() if v.entity == entity]
-        response = self._store.get_online_features(
-            features=[f"{v.name}:{c}" for v in mine for c, _ in v.columns],
-            entity_rows={f"{entity}_id": ids},
-            full_feature_names=True,
-        ).proto
-        results = dict(zip(response.metadata.feature_names.val, response.results, strict=True))
-        return {f"{v.name}__{c}": _column(v, t, results[f"{v.name}__{c}"], at_us) for v in mine for c, t in v.columns}
+    def read(self, user_id: str, item_ids: list[str], at_us: int) -> tuple[Values, Values] | None:
+        """Values of the user and of the candidates; None when the store moved on meanwhile and all is to be read again.
+
+        Expired values are null.
+        """
+        user_keys, item_keys = [user_id.encode()], [i.encode() for i in item_ids]
+        rows = self._get(self._user, user_keys, self._item, item_keys, self._items)
+        if rows is None:
+            return None
+        of_user, of_items = rows
+        user: Values = {}
+        for codec, packed in zip(self._user, of_user, strict=True):
+            user |= _alive(codec, packed, at_us)
+        items: Values = {}
+        for codec, packed in zip(self._item, of_items, strict=True):
+            items |= _alive(codec, packed, at_us)
+        if self._category or self._user_category:
+            more = self._of_categories(user_id, items[_CATEGORY], at_us)
+            if more is None:
+                return None
+            items |= more
+        return user, items
+
+    def _of_categories(self, user_id: str, category: pa.Array, at_us: int) -> Values | None:
+        """Values of each candidate's category, and of the user with it; null where an item has none."""
+        coded = category.dictionary_encode()
+        names = coded.dictionary.to_pylist()
+        of_candidate = pc.fill_null(coded.indices, len(names)).to_pylist()
+        pair = self._user_category[0].view if self._user_category else None
+        keys = row_keys(pair, {"user_id": [user_id] * len(names), "category": names}) if pair else []
+        rows = self._get(self._user_category, keys, self._category, [n.encode() for n in names], self._categories)
+        if rows is None:
+            return None
+        found: Values = {}
+        for codec, packed in zip([*self._user_category, *self._category], [*rows[0], *rows[1]], strict=True):
+            rows_or_none = [*packed, None]
+            found |= _alive(codec, [rows_or_none[i] for i in of_candidate], at_us)
+        return found
+
+    def _get(
+        self,
+        plain: Sequence[Codec],
+        plain_keys: list[bytes],
+        cached: Sequence[Codec],
+        cached_keys: list[bytes],
+        cache: RowCache,
+    ) -> tuple[list[list[bytes | None]], list[list[bytes | None]]] | None:
+        """Rows of two sets of views, the second by way of the cache; None when the store moved on.
+
+        Returns:
+            For each set a list a view, with a row a key.
+        """
+        known = cache.get(cached_keys)
+        missing = list(dict.fromkeys(k for k in cached_keys if k not in known))
+        first = [(c.view.name, plain_keys) for c in plain]
+        rest = [(c.view.name, missing) for c in cached]
+        found = self._rows.get([STAMP, *first, *rest])
+        as_of_us = check_stamp(found[0], self.directory)
+        if as_of_us != self.as_of_us:
+            self._items.clear()
+            self._categories.clear()
+            self.as_of_us = as_of_us
+            return None
+        read: dict[bytes, Rows] = dict(zip(missing, zip(*found[1 + len(first) :], strict=True), strict=True))
+        cache.put(read)
+        known |= read
+        together = [[known[k][i] for k in cached_keys] for i in range(len(cached))]
+        return found[1 : 1 + len(first)], together
 
 
-def _column(view: View, kind: ColumnType, vector: Any, at_us: int) -> pa.Array:
-    """One feature's values; null where Feast has none or where the row has expired (SQLite does not check that)."""
-    field, is_list = _FIELD[kind], kind in ("strings", "floats", "ints")
-    oldest = at_us - view.ttl.total_seconds() * 1e6 if view.ttl else -1
-    values = []
-    for value, event in zip(vector.values, vector.event_timestamps, strict=True):
-        present = value.HasField(field) and event.seconds * 1_000_000 + event.nanos // 1000 >= oldest
-        found = getattr(value, field) if present else None
-        values.append(list(found.val) if is_list and found is not None else found)
-    return pa.array(values, ARROW[kind])
+def _about(codecs: Sequence[Codec], entities: tuple[Entity, ...]) -> list[Codec]:
+    return [c for c in codecs if c.view.entities == entities]
+
+
+def _alive(codec: Codec, rows: Sequence[bytes | None], at_us: int) -> Values:
+    """The values of a view's rows by feature name; null where there is no row or it has expired."""
+    view: View = codec.view
+    if view.ttl:
+        oldest = at_us - view.ttl // timedelta(microseconds=1)
+        rows = [r if r and int.from_bytes(r[:8], "little", signed=True) >= oldest else None for r in rows]
+    return {f"{view.name}__{n}": v for n, v in codec.columns(rows).items()}
