@@ -13,6 +13,7 @@ HOME_MOUNT = "/evergreen"
 HOME_CLAIM = "evergreen-home"
 SETTINGS_MAP = "evergreen-settings"
 MLFLOW_SECRET = "evergreen-mlflow"  # noqa: S105 - the name of a Kubernetes secret, not a secret
+REDIS_SECRET = "evergreen-redis"  # noqa: S105
 GPU = "nvidia.com/gpu"
 
 
@@ -58,5 +59,17 @@ def on_cluster(task: Any, needs: Needs) -> Any:
         secret_name=MLFLOW_SECRET,
         secret_key_to_env={"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
     )
+    # Who joins features and where they are served from; a cluster without Spark and Redis says nothing of it.
+    kubernetes.use_config_map_as_env(
+        task,
+        config_map_name=SETTINGS_MAP,
+        config_map_key_to_env={k: k for k in ("EVERGREEN_OFFLINE_STORE", "PYSPARK_SUBMIT_ARGS")},
+        optional=True,
+    )
+    kubernetes.use_secret_as_env(
+        task, secret_name=REDIS_SECRET, secret_key_to_env={"url": "EVERGREEN_ONLINE_STORE"}, optional=True
+    )
+    # A pod's name cannot be resolved by Spark's workers, its address can.
+    kubernetes.use_field_path_as_env(task, env_name="SPARK_LOCAL_HOSTNAME", field_path="status.podIP")
     kubernetes.set_security_context(task, run_as_user=10001, run_as_non_root=True)
     return task

@@ -15,7 +15,7 @@ from pipelines import platform
 from serving import manifest_rules, manifests
 
 K8S = Path(__file__).parents[2] / "k8s"
-OVERLAYS = ("kind", "production")
+OVERLAYS = ("kind", "production", "spark")
 VERSION = "1.34"
 KSERVE = "serving.kserve.io/"
 
@@ -95,7 +95,7 @@ def test_a_mistake_is_found(production, kind_, name, path, value):
 
 
 def test_one_object_a_file_and_every_file_is_used():
-    for directory in (K8S / "base", *(K8S / "overlays" / o for o in OVERLAYS)):
+    for directory in (K8S / "base", *(K8S / "components").iterdir(), *(K8S / "overlays" / o for o in OVERLAYS)):
         listed = yaml.safe_load((directory / "kustomization.yaml").read_text())
         used = {r for r in listed["resources"] if r.endswith(".yaml")} | {p["path"] for p in listed.get("patches", [])}
         found = {p.name for p in directory.glob("*.yaml")} - {"kustomization.yaml"}
@@ -142,7 +142,7 @@ def test_every_container_asks_for_resources_and_is_probed(objects):
         assert {"startupProbe", "readinessProbe", "livenessProbe"} <= set(container), name
         ports = {p["name"] for p in container["ports"]} | {p["containerPort"] for p in container["ports"]}
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert container[probe]["httpGet"]["port"] in ports, name
+            assert (container[probe].get("httpGet") or container[probe]["tcpSocket"])["port"] in ports, name
 
 
 def test_images_are_ours_and_pinned(objects):
@@ -253,6 +253,19 @@ def test_ranker_runtime_is_the_one_that_the_code_renders():
     assert base == rendered
 
 
+def test_stream_consumers_read_kafka_by_a_secret_and_write_into_the_home(production):
+    spec = find(production, "Deployment", "stream")["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    assert container["command"] == ["evergreen", "stream"]
+    source, metrics = container["args"]
+    assert source.startswith("kafka://")
+    assert "@" not in source
+    assert metrics == f"--metrics=0.0.0.0:{container['ports'][0]['containerPort']}"
+    secrets = {v["name"] for v in container["env"] if "secretKeyRef" in v.get("valueFrom", {})}
+    assert secrets == {"KAFKA_USERNAME", "KAFKA_PASSWORD", "EVERGREEN_ONLINE_STORE"}  # as the code reads them
+    assert {"name": "home", "mountPath": platform.HOME_MOUNT} in container["volumeMounts"]
+
+
 def test_production_differs_where_it_must(kind, production):
     runtime = find(production, "ServingRuntime", "evergreen-ranker")["spec"]
     assert runtime["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
@@ -264,6 +277,24 @@ def test_production_differs_where_it_must(kind, production):
         assert budget["spec"]["maxUnavailable"] == 1
     assert find(production, "Deployment", "mlflow")["spec"]["replicas"] > 1  # or the budget would block a drain
     assert manifests.MIN_REPLICAS > 1
+
+
+def test_spark_overlay_switches_steps_and_ranker_and_keeps_passwords_in_secrets():
+    spark = build(K8S / "overlays" / "spark")
+    settings = find(spark, "ConfigMap", platform.SETTINGS_MAP)["data"]
+    assert Settings(_env_file=None, offline_store=settings["EVERGREEN_OFFLINE_STORE"]).offline_store == "spark"
+    service = find(spark, "Service", "spark-master")
+    submit = settings["PYSPARK_SUBMIT_ARGS"].split()
+    assert submit[-1] == "pyspark-shell"
+    assert f"spark://spark-master:{service['spec']['ports'][0]['port']}" in submit
+    driver = {int(a.split("=")[1]) for a in submit if ".port=" in a}
+    rules = find(spark, "NetworkPolicy", "spark-steps")["spec"]["ingress"]
+    assert {p["port"] for r in rules for p in r["ports"]} == driver
+    ranker = find(spark, "ServingRuntime", "evergreen-ranker")["spec"]["containers"][0]["env"]
+    url = next(e for e in ranker if e["name"] == "EVERGREEN_ONLINE_STORE")
+    assert url["valueFrom"]["secretKeyRef"]["name"] == platform.REDIS_SECRET
+    worker = find(spark, "Deployment", "spark-worker")["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "home", "mountPath": platform.HOME_MOUNT} in worker["volumeMounts"]
 
 
 def test_dockerfile_installs_the_lock_and_runs_unprivileged():
