@@ -1,38 +1,15 @@
 """The rollout step: the Kubernetes side written down, and the canary itself."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from kfp import dsl
 
 from components.base import step, tell
+from components.requests import latest_requests
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
-from serving.rollout import ReplayRequest, RolloutResult
-
-CANARY_REQUESTS = 200  # the latest real requests, of which each step replays some
-CANARY_DAYS = 14
-
-
-def latest_requests(settings: Settings, as_of: datetime) -> list[ReplayRequest]:
-    """The last requests known at `as_of`, oldest first, as the canary sends them."""
-    import polars as pl
-
-    snapshot = EngagementStore(settings.data).snapshot(as_of)
-    context = list(snapshot.manifest.context_features)
-    rows = pl.DataFrame(snapshot.engagements(as_of - timedelta(days=CANARY_DAYS)))
-    first = [pl.col("user_id").first(), pl.col("event_timestamp").min(), *(pl.col(c).first() for c in context)]
-    requests = rows.group_by("request_id").agg(pl.col("item_id"), *first).sort("event_timestamp", "request_id")
-    return [
-        ReplayRequest(
-            request_id=r["request_id"],
-            user_id=r["user_id"],
-            item_ids=tuple(r["item_id"]),
-            context={c: r[c] for c in context if r[c] is not None},
-            time=as_of,
-        )
-        for r in requests.tail(CANARY_REQUESTS).to_dicts()
-    ]
+from serving.rollout import RolloutResult
 
 
 def roll_out(settings: Settings, version: str, as_of: datetime, again: bool) -> RolloutResult:
@@ -40,7 +17,8 @@ def roll_out(settings: Settings, version: str, as_of: datetime, again: bool) -> 
     from serving.registry import Registry
     from serving.rollout import Rollout
 
-    return Rollout(settings, Registry(settings)).run(version, latest_requests(settings, as_of), tell, again)
+    requests = latest_requests(EngagementStore(settings.data).snapshot(as_of), as_of)
+    return Rollout(settings, Registry(settings)).run(version, requests, tell, again)
 
 
 def write_service(settings: Settings, version: str, path: Path) -> None:

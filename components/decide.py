@@ -29,6 +29,7 @@ def check_champion(settings: Settings, as_of: datetime, table_dir: Path) -> Drif
     """
     from components.drift import check_window
     from components.features import write_table
+    from components.parity import served_parity, skew_of
     from serving.registry import Registry
 
     registry = Registry(settings)
@@ -38,9 +39,12 @@ def check_champion(settings: Settings, as_of: datetime, table_dir: Path) -> Drif
     start = datetime.fromisoformat(champion.tags["train_end"])
     if start >= as_of:
         raise EvergreenError(f"the champion was trained on data up to {start:%Y-%m-%d %H:%M}", "Choose a later --as-of")
-    write_table(settings, EngagementStore(settings.data).snapshot(as_of), start, as_of, table_dir)
+    snapshot = EngagementStore(settings.data).snapshot(as_of)
+    write_table(settings, snapshot, start, as_of, table_dir)
+    parity = served_parity(settings, snapshot, as_of)
     served_by = (champion.version, registry.fetch(champion.version))
-    return check_window(settings, served_by, table_dir, (start, as_of), check_directory(settings, as_of))
+    skew = skew_of(parity) if parity else None
+    return check_window(settings, served_by, table_dir, (start, as_of), check_directory(settings, as_of), skew)
 
 
 def decide_at(settings: Settings, verdict: DriftVerdict) -> Decision:

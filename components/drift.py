@@ -14,6 +14,7 @@ from evergreen.settings import Settings
 from model.bundle import Bundle
 from model.metrics import hit3, hits
 from model.predict import score
+from monitoring.drift import Skew
 from monitoring.frame import sample_frame
 from monitoring.verdict import DriftVerdict
 
@@ -59,6 +60,7 @@ def check_window(
     table_dir: Path,
     window: tuple[datetime, datetime],
     out: Path,
+    skew: Skew | None,
 ) -> DriftVerdict:
     """Compare a window with the training window of the model that served it; record the check in the workspace.
 
@@ -69,6 +71,7 @@ def check_window(
         table_dir: Directory of a ranking table that covers the window.
         window: Start and end of the window; the check is dated at its end.
         out: Directory for the page and the verdict.
+        skew: The parity of served and training features, if it could be asked.
     """
     from monitoring.drift import check
     from monitoring.workspace import record
@@ -79,7 +82,7 @@ def check_window(
     tell(f"comparing {current.num_rows} rows with the training window of model {version}")
     reference = pq.read_table(directory / REFERENCE)
     name = f"HIT@3/{table.spec.primary_action}"
-    verdict = check(reference, current, table.spec, window[1], version, out, quality={name: quality})
+    verdict = check(reference, current, table.spec, window[1], version, out, quality={name: quality}, skew=skew)
     record(settings.evidently, settings.model_name, out)
     return verdict
 
@@ -89,6 +92,7 @@ def check_drift(
     plan: str,
     table: dsl.Input[dsl.Dataset],
     bundle: dsl.Input[dsl.Model],
+    parity: dsl.Input[dsl.Artifact],
     verdict: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
 ) -> None:
@@ -98,12 +102,14 @@ def check_drift(
 
     from components.base import begin
     from components.drift import check_window
+    from components.parity import read_skew
     from components.plan import Plan
     from components.train import champion_directory
 
     settings, p = begin(), Plan.from_json(plan)
     directory = champion_directory(settings, p) or Path(bundle.path)
     out = p.directory(settings) / "drift"
-    check_window(settings, (p.champion or "first", directory), Path(table.path), (p.train_end, p.as_of), out)
+    served_by, window, skew = (p.champion or "first", directory), (p.train_end, p.as_of), read_skew(Path(parity.path))
+    check_window(settings, served_by, Path(table.path), window, out, skew)
     shutil.copyfile(out / "drift.json", verdict.path)
     shutil.copyfile(out / "drift.html", page.path)

@@ -5,6 +5,7 @@ Writes into its output directory `drift.html` (the page), `snapshot.json` (for t
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +21,21 @@ from monitoring.compare import Comparison, prepare
 from monitoring.verdict import ColumnDrift, DriftVerdict
 
 
+@dataclass(frozen=True)
+class Skew:
+    """Features that serving reads otherwise than training: `features` says of each how many values and why.
+
+    Attributes:
+        share: Share of all compared values that differ.
+        features: By feature, in words.
+        unexplained: Whether some differ for another cause than the age of the last materialisation.
+    """
+
+    share: float
+    features: Mapping[str, str]
+    unexplained: bool
+
+
 def check(
     reference: pa.Table,
     current: pa.Table,
@@ -29,6 +45,7 @@ def check(
     out: Path,
     quality: Mapping[str, float] | None = None,
     tags: Sequence[str] = (),
+    skew: Skew | None = None,
 ) -> DriftVerdict:
     """Compare a window with a model's reference, by the rules of `rules.py`.
 
@@ -41,6 +58,7 @@ def check(
         out: Directory for the page, the snapshot and the verdict.
         quality: Numbers to record with the check, such as `{"HIT@3/save": 0.31}`; NaN is not plotted.
         tags: More tags of the run in the workspace.
+        skew: What the parity of serving and training features is; None where it was not looked at.
 
     Raises:
         EvergreenError: The reference is empty or holds none of the declared features.
@@ -58,16 +76,16 @@ def check(
     snapshot = page.run(found.columns, rows[0], as_of, model_version, list(tags)) if found.columns else None
     columns = _columns(found, page.scores(snapshot)) if snapshot else ()
     features = [c for c in columns if not c.prediction]
-    drifted = [c for c in features if c.drifted]
+    share = rules.drift_share({c.name: c.drifted for c in features})
     primary = next((c for c in columns if c.name == frames.SCORE + spec.primary_action), None)
     small = rules.too_small(rows[0], users[0]) or rules.too_small(rows[1], users[1])
     moved = bool(primary and primary.drifted)
     verdict = DriftVerdict(
-        drifted=not small and rules.window_drifted(len(drifted), len(features), moved),
-        reason=_reason(found, features, primary, rows, users),
+        drifted=not small and rules.window_drifted(share, moved),
+        reason=_reason(found, features, share, primary, rows, users) + _skewed(skew),
         as_of=as_of.astimezone(UTC).isoformat(),
         model_version=model_version,
-        share=len(drifted) / len(features) if features else 0.0,
+        share=share,
         columns=columns,
         broken={} if small else found.broken,
         skipped=found.skipped,
@@ -76,6 +94,8 @@ def check(
         users=users,
         window_rows=given,
         quality={name: float(value) for name, value in (quality or {}).items()},
+        skew=dict(skew.features) if skew else {},
+        skew_share=skew.share if skew else None,
     )
     if snapshot:
         page.save(snapshot, verdict, out)
@@ -101,9 +121,18 @@ def _columns(found: Comparison, scores: dict[str, float]) -> tuple[ColumnDrift, 
     )
 
 
+def _skewed(skew: Skew | None) -> str:
+    # Old values are what a late materialisation looks like; anything else is a fault in one of the two paths.
+    if skew is None or not skew.unexplained:
+        return ""
+    name, why = next(iter(skew.features.items()))
+    return f"; train/serve skew: {name}: {why}"
+
+
 def _reason(
     found: Comparison,
     features: list[ColumnDrift],
+    share: float,
     primary: ColumnDrift | None,
     rows: tuple[int, int],
     users: tuple[int, int],
@@ -118,7 +147,9 @@ def _reason(
                 f"(needs {rules.MIN_ROWS:,} rows and {rules.MIN_USERS} users)"
             )
     worst = sorted((c for c in features if c.drifted), key=lambda c: -c.score / c.threshold)
-    parts = [f"{len(worst)} of {len(features)} features drifted (threshold {rules.DRIFT_SHARE:.0%})"]
+    parts = [
+        f"{len(worst)} of {len(features)} features drifted, weighing {share:.0%} (threshold {rules.DRIFT_SHARE:.0%})"
+    ]
     if worst:
         parts[0] += ": " + ", ".join(f"{c.name} {c.score:.2f} ≥ {c.threshold:.2f}" for c in worst[:3])
     if primary:

@@ -20,6 +20,7 @@ from monitoring.verdict import ColumnDrift, DriftVerdict
 if TYPE_CHECKING:
     from evidently.core.serialization import SnapshotModel
 
+SKEW = "train/serve skew"  # share of feature values that serving reads otherwise than training
 _ROLE = {True: "prediction", False: "feature"}
 
 
@@ -101,6 +102,7 @@ def number_names(verdict: DriftVerdict) -> dict[str, float]:
         **{ratio_name(c): c.ratio for c in verdict.columns},
         **{f"unseen {name}": share for name, share in verdict.churn.items()},
         **{name: value for name, value in verdict.quality.items() if np.isfinite(value)},
+        **({SKEW: verdict.skew_share} if verdict.skew_share is not None else {}),
     }
 
 
@@ -134,6 +136,7 @@ def _summary(verdict: DriftVerdict) -> list[Any]:
         return [c.name, f"{c.kind} {_ROLE[c.prediction]}", *numbers, missing, "drifted" if c.drifted else ""]
 
     rows = [[name, why, "", "", "", "", "broken"] for name, why in verdict.broken.items()]
+    rows += [[name, why, "", "", "", "", "skewed"] for name, why in verdict.skew.items()]
     rows += [line(c) for c in verdict.worst]
     rows += [[name, why, "", "", "", "", "not compared"] for name, why in verdict.skipped.items()]
     names = ["column", "kind", "score", "threshold", "noise floor", "missing before / now", ""]

@@ -35,6 +35,7 @@ def dashboard(project_id: uuid.UUID, verdict: DriftVerdict) -> str:
         line_plot_panel(title="Single features (drifted at 1)", size="half", values=means(*features)),
         line_plot_panel(title="Rows with an unseen user or item", size="half", values=means(*unseen)),
         line_plot_panel(title="Quality on the window", size="half", values=means(*quality)),
+        line_plot_panel(title="Feature values that serving reads otherwise", size="half", values=means(page.SKEW)),
     ]
     for panel in panels:  # the same ids each time, so that a dashboard written twice is one dashboard
         panel.id = uuid.uuid5(project_id, panel.title)

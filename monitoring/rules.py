@@ -6,6 +6,7 @@ movement of a healthy feed, and broken data. The first is answered by a noise fl
 second by the thresholds below, the third by a verdict of its own.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 Kind = Literal["numeric", "categorical"]
@@ -22,7 +23,12 @@ THRESHOLD: dict[Kind, float] = {"numeric": 0.3, "categorical": 0.2}
 Larger than the universal 0.1: see docs/monitoring.md for what two ordinary weeks of real feeds score."""
 
 DRIFT_SHARE = 0.4
-"""The window drifted if the share of drifted features among the tested ones is **≥** this."""
+"""The window drifted if the share of drifted features among the tested ones (`drift_share`) is **≥** this."""
+
+TOGETHER = "_stats__"
+"""Trailing numbers of one view, which have this in their name, weigh as much as one other feature.
+
+There are fourteen a view, all counting the same rows: each with a vote of its own, they would outvote the world."""
 
 CLOCKS = ("hour_of_day", "day_of_week")
 """Features that are never compared: a window of three days holds three weekdays, whatever happens in the world."""
@@ -54,13 +60,21 @@ def column_drifted(score: float, threshold: float) -> bool:
     return score >= threshold
 
 
-def window_drifted(drifted: int, tested: int, prediction: bool) -> bool:
+def drift_share(drifted: Mapping[str, bool]) -> float:
+    """Share of drifted features, given for each tested one whether it drifted; trailing numbers weigh `TOGETHER`."""
+    groups: dict[str, list[bool]] = {}
+    for name, moved in drifted.items():
+        groups.setdefault(name.split("__")[0] if TOGETHER in name else name, []).append(moved)
+    return sum(sum(g) / len(g) for g in groups.values()) / len(groups) if groups else 0.0
+
+
+def window_drifted(share: float, prediction: bool) -> bool:
     """Whether the window drifted: enough of the features, or the primary action's predicted score.
 
     The score counts alone because it is what users feel: features can all move a little and cancel, or one
     feature that carries the model can move a lot.
     """
-    return prediction or (tested > 0 and drifted / tested >= DRIFT_SHARE)
+    return prediction or share >= DRIFT_SHARE
 
 
 def too_small(rows: int, users: int) -> bool:

@@ -1,7 +1,7 @@
 """What one drift check found, as a value that travels: JSON in the artifact, its reason in page and log."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engagement.errors import EvergreenError
@@ -46,7 +46,7 @@ class DriftVerdict:
         reason: One sentence.
         as_of: ISO instant of the check.
         model_version: The model whose reference this was.
-        share: Share of drifted features among the tested ones.
+        share: Share of drifted features among the tested ones, by `rules.drift_share`.
         columns: Every compared column, features first.
         broken: What is wrong with each column whose feed looks broken. Such a window must not be trained on.
         skipped: Why each other column was not compared.
@@ -55,6 +55,8 @@ class DriftVerdict:
         users: Users among them.
         window_rows: Rows that were given; more than `rows` if a window was sampled.
         quality: Numbers recorded with the check, such as `HIT@3/save`.
+        skew: Features that serving reads otherwise than training, each with how many values and why.
+        skew_share: Share of all compared values that differ; None where the parity was not looked at.
     """
 
     drifted: bool
@@ -70,6 +72,8 @@ class DriftVerdict:
     users: tuple[int, int]
     window_rows: tuple[int, int]
     quality: dict[str, float]
+    skew: dict[str, str] = field(default_factory=dict)
+    skew_share: float | None = None
 
     @property
     def worst(self) -> tuple[ColumnDrift, ...]:

@@ -8,12 +8,18 @@ def compile_all(out: Path) -> list[Path]:
     from kfp import compiler
 
     from pipelines.monitor import monitor
+    from pipelines.refresh import refresh
     from pipelines.retrain import retrain
     from pipelines.rollout import rollout
 
     out.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, pipeline in (("retrain", retrain), ("rollout", rollout), ("monitor", monitor)):
+    for name, pipeline in (
+        ("retrain", retrain),
+        ("rollout", rollout),
+        ("monitor", monitor),
+        ("refresh", refresh),
+    ):
         path = out / f"{name}.yaml"
         compiler.Compiler().compile(pipeline, str(path))
         files.append(path)

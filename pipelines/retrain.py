@@ -35,7 +35,10 @@ def retrain(as_of: str, strategy: str = DEFAULT_STRATEGY, reason: str = "slot") 
     gate = on_cluster(
         judge_challenger(plan=plan.output, table=table, bundle=bundle), Needs(cpu="2", memory="8Gi", gpu=1)
     )
-    drift = on_cluster(check_drift(plan=plan.output, table=table, bundle=bundle), Needs(cpu="2", memory="8Gi"))
+    drift = on_cluster(
+        check_drift(plan=plan.output, table=table, bundle=bundle, parity=features.outputs["parity"]),
+        Needs(cpu="2", memory="8Gi"),
+    )
     drift.after(gate)  # they are independent, but on a laptop one order is better than any
 
     version = on_cluster(

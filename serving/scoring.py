@@ -49,4 +49,4 @@ def open_features(settings: Settings) -> Reader:
     """
     from feature_repo.repo import FeatureRepo
 
-    return FeatureRepo(settings.features).online()
+    return FeatureRepo.of(settings).online()

@@ -124,7 +124,7 @@ def feed_home(root: Path) -> Feed:
     store = EngagementStore(settings.data)
     store.append(contract_dir.read(write_contract_dir(root / "feed", users=30, items=60, days=8)))
     as_of = START + timedelta(days=8)
-    snapshot, repo = store.snapshot(as_of), FeatureRepo(settings.features)
+    snapshot, repo = store.snapshot(as_of), FeatureRepo.of(settings)
     repo.build(snapshot)
     repo.materialize(snapshot)
     return Feed(settings, repo.table(snapshot, START + timedelta(days=6), as_of, root / "table"), as_of)

@@ -13,7 +13,7 @@ from test_monitoring_frame import SPEC, put, window
 from engagement.errors import EvergreenError
 from engagement.table import Feature
 from monitoring import rules
-from monitoring.drift import check
+from monitoring.drift import Skew, check
 from monitoring.verdict import DriftVerdict
 
 AS_OF = datetime(2026, 3, 2, 3, tzinfo=UTC)
@@ -50,6 +50,17 @@ def test_same_population_is_no_drift_and_leaves_whole_files(judge, tmp_path):
     assert json.loads((tmp_path / "snapshot.json").read_text())["timestamp"] == "2026-03-02T03:00:00"
 
 
+def test_train_serve_skew_is_told_and_only_an_unexplained_one_is_in_the_reason(judge, tmp_path):
+    why = {"user_stats__impressions_1h": "3 of 300 values differ (3 stale)"}
+    stale = judge(window(users=40, seed=2), skew=Skew(0.01, why, unexplained=False))
+    assert (stale.skew, stale.skew_share) == (why, 0.01)
+    assert "skew" not in stale.reason and "3 of 300 values differ" in (tmp_path / "drift.html").read_text()
+    other = judge(window(users=40, seed=2), skew=Skew(0.01, why, unexplained=True))
+    assert "train/serve skew: user_stats__impressions_1h: 3 of 300" in other.reason
+    assert not other.drifted
+    assert judge(window(users=40, seed=2)).skew_share is None
+
+
 def test_same_windows_give_the_same_verdict(judge):
     assert judge(window(users=40, seed=2)) == judge(window(users=40, seed=2))
 
@@ -62,7 +73,7 @@ def test_shifted_features_are_drift_and_named_worst_first(judge):
     assert verdict.drifted
     assert verdict.drifted_columns == ("clicks", "age")
     assert verdict.share == pytest.approx(2 / 5)
-    assert verdict.reason.startswith("2 of 5 features drifted (threshold")
+    assert verdict.reason.startswith("2 of 5 features drifted, weighing 40% (threshold")
     assert "clicks" in verdict.reason
 
 

@@ -19,14 +19,20 @@ def test_column_drifts_at_its_threshold_and_not_below():
 
 
 def test_window_drifts_at_the_share_and_not_below():
-    at = int(np.ceil(rules.DRIFT_SHARE * 100))
-    assert rules.window_drifted(at, 100, prediction=False)
-    assert not rules.window_drifted(at - 1, 100, prediction=False)
+    assert rules.window_drifted(rules.DRIFT_SHARE, prediction=False)
+    assert not rules.window_drifted(np.nextafter(rules.DRIFT_SHARE, 0), prediction=False)
 
 
 def test_window_drifts_by_its_prediction_alone():
-    assert rules.window_drifted(0, 100, prediction=True)
-    assert not rules.window_drifted(0, 0, prediction=False)
+    assert rules.window_drifted(0.0, prediction=True)
+
+
+def test_trailing_numbers_of_a_view_weigh_as_much_as_one_feature():
+    profiles = {"user_profile__age": True, "user_profile__country": True, "item_profile__length": False}
+    trailing = {f"user_stats__impressions_{n}d": n < 4 for n in range(16)}
+    assert rules.drift_share(profiles) == 2 / 3
+    assert rules.drift_share(profiles | trailing) == (2 + 4 / 16) / 4
+    assert rules.drift_share({}) == 0.0
 
 
 def test_window_is_too_small_one_row_or_one_user_below():

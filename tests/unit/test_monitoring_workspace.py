@@ -18,7 +18,7 @@ from test_monitoring_frame import SPEC, window
 from engagement.errors import EvergreenError
 from evergreen.settings import TELEMETRY_OFF
 from monitoring import workspace as workspaces
-from monitoring.drift import check
+from monitoring.drift import Skew, check
 
 FIRST = datetime(2026, 3, 2, 3, tzinfo=UTC)
 MODEL = "homefeed-ranker"
@@ -32,7 +32,8 @@ def checks(tmp_path_factory):
         out = tmp_path_factory.mktemp(f"check{day}")
         current = window(users=30, seed=2 + day)
         quality = {"HIT@3/save": 0.30 + day / 100}
-        check(window(users=60, seed=1), current, SPEC, FIRST + timedelta(days=day), "7", out, quality)
+        skew = Skew(0.01, {"user_stats__impressions_1h": "3 of 300 values differ (3 stale)"}, unexplained=False)
+        check(window(users=60, seed=1), current, SPEC, FIRST + timedelta(days=day), "7", out, quality, skew=skew)
         directories.append(out)
     return directories
 

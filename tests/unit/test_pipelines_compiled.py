@@ -18,6 +18,7 @@ UNCACHED = {
     "run-canary",
     "check-serving",
     "decide-retrain",
+    "refresh-features",
 }
 CACHED = {"build-features", "train-ranker", "judge-challenger", "check-drift"}
 ON_GPU = {"train-ranker", "judge-challenger"}
@@ -49,7 +50,7 @@ def _executors(docs: tuple[dict, dict]) -> dict[str, tuple[dict, dict]]:
     }
 
 
-@pytest.mark.parametrize("name", ["retrain", "rollout", "monitor"])
+@pytest.mark.parametrize("name", ["retrain", "rollout", "monitor", "refresh"])
 def test_ir_is_valid_and_deterministic(name, compiled, tmp_path: Path):
     spec, platform = compiled[name]
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
