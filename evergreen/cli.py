@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Keep a Homefeed ranker fresh: retrain on live engagement, gate on evidence, roll out by canary.",
 )
-data = typer.Typer(no_args_is_help=True, help="Bring engagement in.")
+data = typer.Typer(no_args_is_help=True, help="Bring engagement in, keep it whole, let it go.")
 schedule = typer.Typer(no_args_is_help=True, help="When retrains run.")
 app.add_typer(data, name="data")
 app.add_typer(schedule, name="schedule")
@@ -70,6 +70,32 @@ def data_import(
     """Import a directory in the engagement contract, or in a known public format."""
     report = runs.import_directory(get_settings(), directory, format)
     _print_json(report) if json else view.imported(report)
+
+
+@data.command("check")
+def data_check(json: Json = False) -> None:
+    """Verify every stored file; damaged ones are set aside, and importing the dataset again restores their rows."""
+    report = runs.check(get_settings())
+    _print_json(report) if json else view.checked(report)
+    if report["damaged"]:
+        raise typer.Exit(1)
+
+
+@data.command("compact")
+def data_compact(
+    retain_days: Annotated[int | None, typer.Option(help="Keep only the newest days of the log.")] = None,
+    json: Json = False,
+) -> None:
+    """Merge small files; with --retain-days, let older days go, and snapshots that no run asked for since as long."""
+    report = runs.compact(get_settings(), retain_days)
+    _print_json(report) if json else view.compacted(report)
+
+
+@data.command("forget")
+def data_forget(user: Annotated[str, typer.Argument(help="The user's id in the log.")], json: Json = False) -> None:
+    """Remove a user everywhere, for good, and tell which snapshots and models saw the user."""
+    report = runs.forget(get_settings(), user)
+    _print_json(report) if json else view.forgotten(report)
 
 
 @app.command()
@@ -146,6 +172,27 @@ def monitor(as_of: Annotated[str, typer.Option(help="Instant of the check, UTC."
     with view.Progress(quiet=json) as progress:
         result = runs.monitor(get_settings(), _instant(as_of), progress)
     _print_json(result) if json else view.monitored(result)
+
+
+@app.command()
+def refresh(
+    as_of: Annotated[str | None, typer.Option(help="Instant whose knowledge is served, UTC; now by default.")] = None,
+    json: Json = False,
+) -> None:
+    """Between two retrains: bring the served features up to the log, and compare them with the training path."""
+    settings = get_settings()
+    with view.Progress(quiet=json) as progress:
+        result = runs.refresh(settings, _instant(as_of) if as_of else settings.clock(), progress)
+    _print_json(result) if json else view.refreshed(result)
+
+
+@app.command()
+def stream(
+    source: Annotated[str, typer.Argument(help="redis://host:port/db?stream=NAME or kafka://host:port/TOPIC")],
+    metrics: Annotated[str, typer.Option(help="Answer Prometheus at HOST:PORT; a port alone is on loopback.")] = "",
+) -> None:
+    """Consume a stream of actions, so that an action taken now changes the next ranking; ends on SIGTERM."""
+    runs.stream(get_settings(), source, metrics)
 
 
 @schedule.command("show")

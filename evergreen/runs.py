@@ -85,6 +85,30 @@ def _import(settings: Settings, dataset: Any) -> dict[str, Any]:
         return EngagementStore(settings.data).append(dataset, settings.clock()).to_json()
 
 
+def check(settings: Settings) -> dict[str, Any]:
+    """Verify the store; damaged parts are set aside."""
+    store = need_data(settings)
+    with one_run(settings):
+        return store.check().to_json()
+
+
+def compact(settings: Settings, retain_days: int | None) -> dict[str, Any]:
+    """If asked, let older days go; then merge small parts."""
+    store = need_data(settings)
+    with one_run(settings):
+        retained = store.retain(retain_days, settings.clock()).to_json() if retain_days is not None else None
+        return {"compacted": store.compact().to_json(), "retained": retained}
+
+
+def forget(settings: Settings, user_id: str) -> dict[str, Any]:
+    """Remove a user from the home and tell what saw the user."""
+    from components.forget import forget_user
+
+    need_data(settings)
+    with one_run(settings):
+        return forget_user(settings, user_id)
+
+
 def last_slots(settings: Settings, n: int) -> list[datetime]:
     """The last `n` slots that the log reaches, oldest first.
 
@@ -206,6 +230,24 @@ def monitor(settings: Settings, as_of: datetime, progress: Progress) -> dict[str
     with one_run(settings):
         _run(graph, settings, progress, as_of=as_of.isoformat())
     return decision_at(settings, as_of)
+
+
+def refresh(settings: Settings, as_of: datetime, progress: Progress) -> dict[str, Any]:
+    """Materialise the online features as of an instant; returns the parity with the training path, if measured."""
+    from components.features import refreshed_at
+    from pipelines.refresh import refresh as graph
+
+    need_data(settings)
+    with one_run(settings):
+        _run(graph, settings, progress, as_of=as_of.isoformat())
+    return refreshed_at(settings)
+
+
+def stream(settings: Settings, source: str, metrics: str) -> None:
+    """Consume actions until SIGTERM."""
+    from feature_repo.stream import run
+
+    run(settings.features, settings.online_store, source, metrics)
 
 
 def upcoming(settings: Settings) -> list[str]:

@@ -7,6 +7,7 @@ Every setting can be given as an environment variable with the prefix `EVERGREEN
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -28,6 +29,8 @@ class Settings(BaseSettings):
     home: Path = Path(".evergreen")
     model_name: str = "homefeed-ranker"
     mlflow_tracking_uri: str = ""  # empty: SQLite under the home
+    online_store: str = ""  # where served features live; empty: SQLite under the home; or redis://host:port/db
+    offline_store: Literal["asof", "spark"] = "asof"  # who joins features point-in-time; spark needs pyspark
     recipe: str = "laptop"  # a function of model/config.py: debug, laptop
     seed: int = 0
     mlflow_port: int = 5055

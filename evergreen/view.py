@@ -74,6 +74,7 @@ def imported(report: dict[str, Any]) -> None:
     """What an import did."""
     if not report["imported"] and report["already_present"]:
         out.print(f"Nothing to do: all {report['already_present']:,} engagements are already in the store.")
+        _left_out(report)
         return
     out.print(
         f"Imported {report['imported']:,} engagements in {report['requests']:,} requests by {report['users']:,} users "
@@ -83,6 +84,69 @@ def imported(report: dict[str, Any]) -> None:
         out.print(f"{report['sampled']:,} of the candidates were sampled: only positives were logged.")
     for reason, count in report["quarantined"].items():
         out.print(f"  {count:,} rows went to quarantine: {reason}")
+    _left_out(report)
+
+
+def _left_out(report: dict[str, Any]) -> None:
+    if report["forgotten"]:
+        out.print(f"  {report['forgotten']:,} rows of forgotten users were left out")
+    for file, reason in report["unreadable"].items():
+        out.print(f"  [yellow]left out[/]: {escape(file)} cannot be read ({escape(reason)}); deliver it again")
+
+
+def checked(report: dict[str, Any]) -> None:
+    """What a check of the store found."""
+    if not report["damaged"]:
+        out.print(f"All {report['parts']:,} files are whole ({report['bytes'] / 1e6:,.1f} MB).")
+        return
+    table = Table(title=f"{len(report['damaged'])} of {report['parts']:,} files are damaged", title_justify="left")
+    for name in ("file", "what is wrong", "rows lost", "kept as"):
+        table.add_column(name, overflow="fold")
+    for d in report["damaged"]:
+        table.add_row(escape(d["path"]), d["reason"], f"{d['rows']:,}", escape(d["kept"] or "–"))
+    out.print(table)
+    out.print("Import the dataset again: exactly the lost rows come back.")
+
+
+def compacted(report: dict[str, Any]) -> None:
+    """What a compaction, and perhaps a retention, did."""
+    merged, kept = report["compacted"], report["retained"]
+    if merged["merged"]:
+        out.print(f"Merged {merged['merged']:,} files of {merged['days']:,} days: {merged['parts_left']:,} are left.")
+    else:
+        out.print(f"Nothing to merge in {merged['parts']:,} files.")
+    if kept:
+        out.print(
+            f"{kept['days_left_out']:,} days left the store; {kept['snapshots_dropped']:,} recorded snapshots were "
+            "dropped (their runs cannot be repeated)."
+        )
+
+
+def forgotten(report: dict[str, Any]) -> None:
+    """What was removed of a user, and what saw the user."""
+    if not report["known"]:
+        out.print(f"The store holds nothing of user {escape(report['user'])}.")
+        if not (report["online_rows"] or report["view_files"] or report["run_directories"]):
+            return
+    table = Table(title=f"Removed of user {escape(report['user'])}", title_justify="left", show_header=False)
+    rows = {f"rows of {name}": n for name, n in report["rows"].items()} | {"online rows": report["online_rows"]}
+    left = {
+        "view files (rebuilt)": report["view_files"],
+        "records in the stream's quarantine": report["quarantined_records"],
+        "tables of runs": len(report["run_directories"]),
+    }
+    for name, count in (rows | left).items():
+        table.add_row(name, f"{count:,}")
+    out.print(table)
+    for s in report["snapshots"]:
+        out.print(f"snapshot {s['digest'][:12]} of {s['as_of']:.16} held the user: its run must be planned anew")
+    for m in report["models"]:
+        trained = f"trained on {m['train_start']:.16} to {m['train_end']:.16}"
+        out.print(
+            f"model v{m['version']} saw the user ({m['how']}): {trained} {escape(' '.join(m['aliases']))}".rstrip()
+        )
+    for path in report["samples"]:
+        out.print(f"the sample in {escape(path)} still shows the user: it goes with the version")
 
 
 def interval(metric: dict[str, Any] | None, action: str) -> str:
@@ -196,6 +260,22 @@ def monitored(record: dict[str, Any]) -> None:
     """What a drift check found and what it started."""
     out.print(f"drift: {escape(record['drift']['reason'])}")
     out.print(f"decision: {record['decision']['action']} ({escape(record['decision']['reason'])})")
+
+
+def refreshed(result: dict[str, Any]) -> None:
+    """What is served now, and whether it is what training reads."""
+    out.print(f"serving features as of {result['online_as_of']:.16} UTC")
+    parity = result["parity"]
+    if parity is None:
+        out.print("no requests yet to compare with the training path")
+        return
+    differing = sum(s["unequal"] for s in parity["skews"])
+    out.print(
+        f"train/serve parity: {differing:,} of {parity['values']:,} values differ "
+        f"({parity['requests']} requests, {parity['candidates']:,} candidates)"
+    )
+    for s in parity["skews"]:
+        out.print(f"  {s['feature']}: {s['unequal']:,} of {s['values']:,} ({', '.join(s['causes'])})")
 
 
 def schedule(upcoming: list[str]) -> None:

@@ -36,6 +36,7 @@ def told(home: Path, *arguments: str, code: int = 2, **env: str) -> str:
         (["data", "fetch", "netflix"], "movielens-100k"),
         (["data", "import", "/nowhere"], "does not exist"),
         (["data", "import", "--format", "xml", "."], "Choose one of"),
+        (["data", "compact", "--retain-days", "0"], "at least 1"),
         (["promote", "77"], "is not registered"),
         (["rollback"], "previous"),
         (["replay", "--from", "2020-01-01T04:00", "--to", "2020-01-01T05:00"], "no slot lies between"),
@@ -45,8 +46,9 @@ def test_wrong_call_is_one_line_with_a_remedy(home, arguments, says):
     assert says in told(home, *arguments)
 
 
-def test_missing_dataset_names_the_command_to_run(tmp_path):
-    assert "evergreen data fetch" in told(tmp_path / "empty", "retrain")
+@pytest.mark.parametrize("command", [["retrain"], ["data", "check"], ["data", "compact"], ["data", "forget", "u1"]])
+def test_missing_dataset_names_the_command_to_run(tmp_path, command):
+    assert "evergreen data fetch" in told(tmp_path / "empty", *command)
 
 
 def test_second_dataset_in_one_home_is_refused(home, tmp_path):
@@ -55,7 +57,7 @@ def test_second_dataset_in_one_home_is_refused(home, tmp_path):
 
 
 def test_unreadable_file_is_named_and_imports_nothing(tmp_path):
-    write_contract_dir(tmp_path / "feed", users=10, items=40, days=10)
+    write_contract_dir(tmp_path / "feed", users=10, items=40, days=5)
     broken = next((tmp_path / "feed" / "engagements").glob("*.parquet"))
     broken.write_bytes(broken.read_bytes()[:100])
     assert broken.name in told(tmp_path / "home", "data", "import", str(tmp_path / "feed"))
