@@ -5,10 +5,10 @@ DAYS ?=
 # Two consecutive slots near the end of MovieLens' history with 300 and more requests to judge on (its last two have 190).
 SLOTS := --as-of 1998-04-02T03:00 --as-of 1998-04-06T03:00
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint bench clean
+.PHONY: help install run test test-spark lint bench clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
 
 .venv/.runtime: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Evergreen needs Python 3.11 or newer; call make PYTHON=/path/to/python3.11"; exit 2; }
@@ -33,14 +33,22 @@ run: .venv/.runtime ## Fetch MovieLens 100K and run two consecutive retrain slot
 test: .venv/.dev ## Run the tests
 	@$(BIN)/python -m pytest -n 2
 
+.venv/.spark: .venv/.dev requirements-spark.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements-spark.lock
+	@touch $@
+
+test-spark: .venv/.spark ## Run the tests of features on Spark (needs Java 17)
+	@$(BIN)/python -m pytest tests/unit/test_features_spark.py
+
 lint: .venv/.dev ## Style, the rooms' order, types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
-bench: .venv/.dev ## Measure the loop and write docs/results/
+bench: .venv/.dev ## Measure the loop and the features beside their peers (40 minutes); writes docs/results/
 	@$(BIN)/python -m benchmarks.loop
+	@$(BIN)/python -m benchmarks.features
 
 clean: ## Remove the environment and the home directory's state
 	rm -rf .venv .evergreen
