@@ -98,7 +98,7 @@ def by_hand(home: str, out: str, days: int) -> dict:
     import duckdb
 
     last = to_us(START + days * DAY) // 3_600_000_000
-    database = duckdb.connect()
+    database = duckdb.connect(config={"temp_directory": tempfile.gettempdir()})
     database.execute(
         f"""CREATE TABLE log AS SELECT l.user_id, l.item_id, i.kinds[1] AS category,
             epoch_us(l.event_timestamp) // 3600000000 AS s, epoch_us(l.created_timestamp) // 3600000000 AS k,

@@ -104,7 +104,7 @@ def hand_polars(root: Path, labels: Any, out: Path | None) -> pa.Table | None:
 def hand_duckdb(root: Path, labels: Any, out: Path | None) -> pa.Table | None:
     import duckdb
 
-    con = duckdb.connect()
+    con = duckdb.connect(config={"temp_directory": tempfile.gettempdir()})
     con.execute("SET memory_limit = '4GB'")
     con.register("given", labels)
     con.execute("CREATE TEMP TABLE labels AS SELECT row_number() OVER () AS n, * FROM given")
