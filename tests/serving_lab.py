@@ -166,8 +166,8 @@ class Backend:
                 self.rfile.read(int(self.headers.get("content-length", 0)))
                 body = json.dumps({"version": version}).encode()
                 head = f"HTTP/1.1 {owner.status} X\r\ncontent-length: {len(body)}\r\nx-model-version: {version}\r\n\r\n"
+                owner.served += 1  # before the answer: a test may look as soon as it has it
                 self.wfile.write(head.encode() + body)
-                owner.served += 1
 
             def do_GET(self):
                 self.send_response(200)
