@@ -13,7 +13,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
-SECTIONS = ("offline", "online", "stream", "aggregates", "sequences")
+SECTIONS = ("offline", "offline_x10", "online", "stream", "aggregates", "sequences")
 RESULT = Path(__file__).parents[2] / "docs" / "results" / "features.md"
 _MARK = re.compile(r"<!-- (\w+) -->\n")
 
@@ -35,7 +35,8 @@ def main(wanted: list[str], runs: int) -> None:
     pages = measured()
     for name in wanted or SECTIONS:
         print(f"measuring {name} ...", flush=True)
-        section = importlib.import_module(f"benchmarks.features.{name}").run(runs=runs).strip()
+        module = importlib.import_module(f"benchmarks.features.{name.removesuffix('_x10')}")
+        section = (module.run(scale=10, runs=1) if name.endswith("_x10") else module.run(runs=runs)).strip()
         pages[name] = f"{section}\n\n*{stamp}, code {code.stdout.strip() or 'unknown'}.*"
         head = "# Features beside their peers\n\n`python -m benchmarks.features`. CPU seconds are the steady number.\n"
         body = [f"<!-- {n} -->\n{pages[n]}\n" for n in SECTIONS if n in pages]
