@@ -27,9 +27,12 @@ def served_parity(settings: Settings, snapshot: Snapshot, as_of: datetime) -> "P
 
     repo = FeatureRepo.of(settings)
     requests = latest_requests(snapshot, as_of)
-    if not requests or not repo.published() or repo.online().as_of > as_of:
+    if not requests or not repo.published():
         return None
-    return check(repo, snapshot, [Asked(r.user_id, r.item_ids, r.context, as_of) for r in requests])
+    reader = repo.online()
+    if reader.as_of > as_of:
+        return None
+    return check(repo, reader, snapshot, [Asked(r.user_id, r.item_ids, r.context, as_of) for r in requests])
 
 
 def write(parity: "Parity | None", path: Path) -> None:

@@ -54,12 +54,12 @@ class ActionLog:
         rows = rows.sort("user_id", "known", "time", "item_id", "actions")
         counts = rows.group_by("user_id", maintain_order=True).len()
         return cls(
-            users=_plain(counts["user_id"]),
+            users=text(counts["user_id"]),
             offsets=np.concatenate([[0], np.cumsum(counts["len"].to_numpy())]).astype(np.int64),
             known=rows["known"].to_numpy(),
             time=rows["time"].to_numpy(),
             actions=rows["actions"].to_numpy(),
-            item=_plain(rows["item_id"]),
+            item=text(rows["item_id"]),
         )
 
     def pointers(self, users: pa.Array, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,6 +128,7 @@ class ActionLog:
         return pc.fill_null(pc.index_in(users, self.users), -1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _plain(column: pl.Series) -> pa.Array:
+def text(column: pl.Series) -> pa.Array:
+    """A column of text as one Arrow array of strings."""
     array = column.to_arrow().cast(pa.string())
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array

@@ -157,7 +157,7 @@ class AsofOfflineStore(OfflineStore):
         if entity_df is None:
             span = utils.compute_non_entity_date_range(feature_views, start_date, end_date)
             entity_df = changes(config.repo_path, views, *span, offline_utils.DEFAULT_ENTITY_DF_EVENT_TIMESTAMP_COL)
-        time = _time_column(entity_df, views)
+        time = time_column(entity_df, views)
         rows = _in_utc(entity_df, time)
         first, last = bounds(rows[time])
         return AsofRetrievalJob(
@@ -250,7 +250,12 @@ class AsofOfflineStore(OfflineStore):
         offline_files.write(directory / f"{uuid.uuid4().hex}.parquet", [table])
 
 
-def _time_column(entities: pd.DataFrame, views: list[Wanted]) -> str:
+def time_column(entities: pd.DataFrame, views: list[Wanted]) -> str:
+    """The entity rows' timestamp column.
+
+    Raises:
+        FeastEntityDFMissingColumnsError: They lack a key of a view.
+    """
     kinds = dict(zip(entities.columns, entities.dtypes, strict=True))
     time = offline_utils.infer_event_timestamp_from_entity_df(kinds)
     keys = {theirs for w in views for theirs, _ in w.keys}

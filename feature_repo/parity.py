@@ -21,6 +21,7 @@ import numpy as np
 
 from engagement.snapshot import Snapshot
 from engagement.table import MISSING, Level, RankingTable, TableSpec
+from feature_repo.online import OnlineReader
 from feature_repo.repo import FeatureRepo
 from feature_repo.requests import Asked
 
@@ -87,18 +88,18 @@ class Parity:
         return cls(**{**data, "skews": tuple(Skew(**s) for s in data["skews"])})
 
 
-def check(repo: FeatureRepo, snapshot: Snapshot, asked: Sequence[Asked]) -> Parity:
+def check(repo: FeatureRepo, reader: OnlineReader, snapshot: Snapshot, asked: Sequence[Asked]) -> Parity:
     """Compare the online store as it stands with the offline store as of each request's instant.
 
     Args:
-        repo: The features of a home; its online store is the one that serves.
+        repo: The features of a home.
+        reader: Reads its online store.
         snapshot: What was known by the latest request; its views are built if they are not.
         asked: The requests.
 
     Raises:
-        EvergreenError: Nothing was materialised yet, or a request has no candidate.
+        EvergreenError: A request has no candidate, or the online store does not answer.
     """
-    reader = repo.online()
     online = [reader.read(a.user_id, list(a.item_ids), dict(a.context), a.at) for a in asked]
     return compare(repo, snapshot, asked, online, [reader.as_of] * len(asked))
 

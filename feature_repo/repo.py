@@ -24,7 +24,7 @@ from feature_repo import definitions
 from feature_repo.assemble import RawTable
 from feature_repo.features import SERVICE, views
 from feature_repo.generations import CURRENT, Generation, served
-from feature_repo.history import ActionLog
+from feature_repo.history import ActionLog, text
 from feature_repo.materialize import forget_user, materialize
 from feature_repo.online import OnlineReader
 from feature_repo.online_rows import OnlineRows
@@ -167,19 +167,19 @@ class FeatureRepo:
         levels = {f"{v.name}__{c}": v.level for v in views(spec) for c, _ in v.columns}
         first = pa.array(requests.offsets[:-1])
         of_user = {n: c.take(first) for n, c in joined.items() if levels[n] == "request"}
-        context = {c: _text(frame[c]) for c in frame.columns if c.startswith(CONTEXT)}
-        users = _text(frame["user_id"])
+        context = {c: text(frame[c]) for c in frame.columns if c.startswith(CONTEXT)}
+        users = text(frame["user_id"])
         actions = Partials(self.root / "partials", inputs.snapshot).actions()
         history = ActionLog.of(actions, frame["user_id"], before_us=int(requests.time.max()))
         start, end = history.pointers(users, requests.time)
         return RawTable(
             spec=spec,
-            request_id=_text(frame["request_id"]),
+            request_id=text(frame["request_id"]),
             user_id=users,
             time=requests.time,
             offsets=requests.offsets,
             request={**of_user, **context},
-            item_id=_text(requests.candidates["item_id"]),
+            item_id=text(requests.candidates["item_id"]),
             candidate={n: c for n, c in joined.items() if levels[n] == "candidate"},
             labels=requests.labels(spec.actions),
             sampled=requests.candidates["sampled"].to_numpy(),
@@ -196,7 +196,7 @@ class FeatureRepo:
         keys = {"user_id": users, "item_id": rows["item_id"], "category": rows["category"]}
         entities = pd.DataFrame(
             {
-                **{name: pd.Series(_text(key), dtype=pd.ArrowDtype(pa.string())) for name, key in keys.items()},
+                **{name: pd.Series(text(key), dtype=pd.ArrowDtype(pa.string())) for name, key in keys.items()},
                 "event_timestamp": pd.to_datetime(rows[":time"].to_numpy(), unit="us", utc=True).as_unit("us"),
             }
         )
@@ -208,11 +208,6 @@ class FeatureRepo:
         if joined.num_rows != len(rows):
             raise EvergreenError(f"the join gave {joined.num_rows} rows for {len(rows)} candidates", "Report this")
         return {n: joined.column(n).combine_chunks() for n in joined.column_names if "__" in n}
-
-
-def _text(column: pl.Series) -> pa.Array:
-    array = column.to_arrow().cast(pa.string())
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
 def _save(raw: RawTable, out: Path) -> None:

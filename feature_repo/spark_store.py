@@ -26,9 +26,7 @@ import pandas as pd
 import pyarrow as pa
 from feast import utils
 from feast.data_source import DataSource
-from feast.errors import FeastEntityDFMissingColumnsError
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
-from feast.infra.offline_stores import offline_utils
 from feast.infra.offline_stores.contrib.spark_offline_store.spark import SparkRetrievalJob
 from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
@@ -40,7 +38,8 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from engagement.errors import EvergreenError
-from feature_repo.offline_store import AsofOfflineStore
+from feature_repo.offline_join import Wanted
+from feature_repo.offline_store import AsofOfflineStore, time_column
 
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # or Spark starts its workers with whatever python3 is
 ASKED, AT, ANSWER, ROW = "__asked", "__at", "__answer", "__row"  # no declared column can start like this
@@ -94,14 +93,9 @@ class SparkAsofOfflineStore(AsofOfflineStore):
         """
         if not isinstance(entity_df, pd.DataFrame):
             raise EvergreenError("the offline store joins to a DataFrame of entity rows only", "Pass one as entity_df")
-        time = offline_utils.infer_event_timestamp_from_entity_df(
-            dict(zip(entity_df.columns, entity_df.dtypes, strict=True))
-        )
         on_demand = utils._get_requested_on_demand_feature_views(feature_refs, project, registry)
         wanted, _on_demand = utils._get_requested_feature_views_to_features_dict(feature_refs, feature_views, on_demand)
-        keys = {theirs for view in wanted for theirs, _mine in _keys(view)}
-        if missing := keys - set(entity_df.columns):
-            raise FeastEntityDFMissingColumnsError(keys | {time}, missing)
+        time = time_column(entity_df, [Wanted(v, f, full_feature_names, hide_late=True) for v, f in wanted.items()])
         # Spark counts microseconds; a nanosecond after an instant shows what the instant shows.
         instants = pd.to_datetime(entity_df[time], utc=True).dt.floor("us").dt.as_unit("us")
         numbered = entity_df.assign(**{time: instants, ROW: range(len(entity_df))})
