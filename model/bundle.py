@@ -22,7 +22,7 @@ from model.files import canonical, pack, read, sha, unpack, write_directory
 from model.ranker import Ranker
 
 WEIGHTS, MEMORY, CARD = "model.safetensors", "continual.safetensors", "bundle.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,13 @@ class Bundle:
         try:
             card = json.loads(read(directory / CARD))
             checksum = card.pop("checksum")
-            if sha(canonical(card).encode()) != checksum or card["format"] != FORMAT:
-                raise ValueError("its checksum or format is not what it should be")
+            if sha(canonical(card).encode()) != checksum:
+                raise ValueError("its checksum is not what it should be")
+            if card["format"] != FORMAT:
+                raise EvergreenError(
+                    f"{directory} holds a model of format {card['format']}, and this code reads format {FORMAT}",
+                    "Start a fresh home: a model of another architecture can be neither continued nor compared",
+                )
             plain = ("strategy", "seed", "parent", "data", "train_rows", "code", "metrics")
             return cls(
                 spec=TableSpec.from_json(card["spec"]),
@@ -138,6 +143,7 @@ class Bundle:
 
 @cache
 def code_digest() -> str:
-    """Digest (12 hex digits) of the source of this package."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return sha(b"".join(path.name.encode() + path.read_bytes() for path in files))[:12]
+    """Digest (12 hex digits) of the source of this package, its sub-packages included."""
+    room = Path(__file__).parent
+    files = sorted(room.rglob("*.py"))
+    return sha(b"".join(path.relative_to(room).as_posix().encode() + path.read_bytes() for path in files))[:12]

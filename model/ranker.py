@@ -4,7 +4,6 @@ Shapes: B requests, N candidates, L actions (newest first), W hashed columns, F 
 G hashed features (a feature may take several columns), X width of the crossed vector, A actions.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,70 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from engagement.errors import EvergreenError
-from engagement.table import Feature, Level, RankingTable, TableSpec
+from engagement.table import Level, RankingTable, TableSpec
 from model.config import RankerConfig
-from model.data import Batch, numeric_statistics
-from model.layers import LEARNED_EPS, CrossStack, NumericNorm, l2_normalise, mlp, pool_values
+from model.data import Batch, Batcher, quantiles
+from model.fields import Hashed, Numeric
+from model.hashing import MISSING_ROW, rows_of
+from model.interactions import build
+from model.interest import ContentVectors, Interest
+from model.layers import LEARNED_EPS, Calibrated, l2_normalise, mlp
 from model.transact import TransAct
 
-START_LENGTH = 0.08  # of an embedding that no training has touched
-ITEM_FEATURE = "item_id"  # the candidate's own id; histories hold hashes of the same feature
+USER_FEATURE, ITEM_FEATURE = "user_id", "item_id"  # histories hold hashes of the latter
+_STATISTICS_REQUESTS = 20_000  # from which the scales of the content signals are taken
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a batch looks up in the embedding table; zero where there is no value."""
+    """What a batch finds in the embedding table; zero where there is no value and where training never saw the id."""
 
     request_BWD: Tensor
     item_NWD: Tensor
     history_BLD: Tensor
-
-
-class Hashed(nn.Module):
-    """The hashed features of one level: pooled over their columns, L2-normalised, concatenated."""
-
-    def __init__(self, features: tuple[Feature, ...], dim: int) -> None:
-        super().__init__()
-        self.widths = [f.width for f in features]
-        self.out_features = len(features) * dim
-
-    def forward(self, values: Tensor, ids: Tensor) -> Tensor:
-        """(N, W, D) and (N, W) -> (N, G * D)."""
-        if not self.widths:
-            return values.flatten(-2)
-        parts = zip(values.split(self.widths, -2), ids.split(self.widths, -1), strict=True)
-        pooled = [pool_values(v, i != 0) if v.shape[-2] > 1 else v.squeeze(-2) for v, i in parts]
-        return l2_normalise(torch.stack(pooled, -2), LEARNED_EPS).flatten(-2)
-
-
-class Numeric(nn.Module):
-    """The unhashed features of one level: numbers standardised, embeddings L2-normalised and projected down."""
-
-    columns: Tensor
-
-    def __init__(self, features: tuple[Feature, ...], dim: int) -> None:
-        super().__init__()
-        ends = list(itertools.accumulate(f.width for f in features))
-        spans = [(f, end - f.width, end) for f, end in zip(features, ends, strict=True)]
-        numbers = [start for f, start, _ in spans if f.kind == "numeric"]
-        self.register_buffer("columns", torch.tensor(numbers, dtype=torch.long), persistent=False)
-        self.norm = NumericNorm(len(numbers))
-        self.spans = [(start, end) for f, start, end in spans if f.kind == "embedding"]
-        widths = [end - start for start, end in self.spans]
-        self.project = nn.ModuleList(nn.Linear(width, min(width, dim), bias=False) for width in widths)
-        self.out_features = self.norm.out_features + sum(min(width, dim) for width in widths)
-
-    def fit(self, columns_RF: np.ndarray) -> None:
-        """Take the statistics of the numeric columns."""
-        self.norm.fit(*numeric_statistics(columns_RF, self.columns.numpy()))
-
-    def forward(self, x_F: Tensor) -> Tensor:
-        """(..., F) -> (..., out_features)."""
-        parts = [self.norm(x_F.index_select(-1, self.columns))]
-        for (start, end), project in zip(self.spans, self.project, strict=True):
-            # A missing embedding is NaN throughout; it becomes the zero vector.
-            parts.append(project(l2_normalise(torch.nan_to_num(x_F[..., start:end], 0.0, 0.0, 0.0))))
-        return torch.cat(parts, -1)
 
 
 class Ranker(nn.Module):
@@ -95,46 +51,55 @@ class Ranker(nn.Module):
     def __init__(self, config: RankerConfig, spec: TableSpec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.item_column = _item_column(spec)
-        # Row 0 is "no value": always zero, never trained. `seen` marks rows that training changed: the others hold
-        # their random start, which must not reach a score, so until then a new id is "no value" too.
-        self.table = nn.Embedding(config.buckets, config.dim, padding_idx=0, sparse=True)
+        _, user_column = _place(spec, "request", USER_FEATURE)
+        self.item_feature, self.item_column = _place(spec, "candidate", ITEM_FEATURE)
+        # The table holds how an id differs from its feature's fallback vector and starts at zero, so an id that
+        # training never saw is the fallback and no noise. `seen` marks the rows that training changed: an id is known
+        # by both of its rows, which a new id has by chance only as often as the filled share of the table squared.
+        self.table = nn.Embedding(config.buckets, config.dim // 2, padding_idx=MISSING_ROW, sparse=True)
+        nn.init.zeros_(self.table.weight)
         self.register_buffer("seen", torch.zeros(config.buckets, dtype=torch.bool))
-        self.draw_table(torch.default_generator)
 
         levels: tuple[Level, Level] = ("request", "candidate")
         self.hashed = nn.ModuleDict({v: Hashed(spec.of(v, hashed=True), config.dim) for v in levels})
         self.numeric = nn.ModuleDict({v: Numeric(spec.of(v, hashed=False), config.dim) for v in levels})
         self.action = nn.Linear(len(spec.actions), config.action_dim)  # a sum of vectors, one an action type
         self.age = nn.Linear(1, config.action_dim, bias=False)
+        self.content = ContentVectors(config.content, self.item_column, user_column, len(spec.actions))
         self.sequence = TransAct(
-            config.action_dim + config.dim,
-            config.dim,
+            config.action_dim + config.dim + config.content,
+            config.dim + config.content,
             config.layers,
             config.ffn,
             config.first,
             config.summary,
             config.dropout,
         )
-        width = sum(p.out_features for v in levels for p in (self._hashed(v), self._numeric(v))) + config.summary
-        self.crosses = CrossStack(width, config.crosses)
-        self.mlp = mlp(self.crosses.out_features, config.hidden, config.dropout)
-        self.heads = nn.Linear((self.crosses.out_features, *config.hidden)[-1], len(spec.actions))
-
-    @torch.no_grad()
-    def draw_table(self, generator: torch.Generator) -> None:
-        """Give all rows of the embedding table their random start, from a CPU generator on any device."""
-        weight = self.table.weight
-        weight.copy_(torch.randn(weight.shape, generator=generator) * (START_LENGTH * self.config.dim**-0.5))
-        weight[0].zero_()
+        of_interest = (config.content, config.content, config.content, self.content.out_features)
+        per_level = [w for v in levels for p in (self._hashed(v), self._numeric(v)) for w in p.field_widths]
+        self.interaction = build(config.interaction, (*per_level, *of_interest, config.summary))
+        width = self.interaction.out_features
+        self.mlp = mlp(width, config.hidden, config.dropout)
+        self.heads = nn.Linear((width, *config.hidden)[-1], len(spec.actions))
+        # A direct way from the signals to the logits; zero at first.
+        self.skip = nn.Linear(self.content.out_features, len(spec.actions), bias=False)
+        nn.init.zeros_(self.skip.weight)
+        # Not part of `forward`: losses and the importance of the weights are of the raw logits.
+        self.calibration = Calibrated(len(spec.actions))
 
     def fit_statistics(self, table: RankingTable) -> None:
-        """Before training from scratch: scales of the numeric columns, and heads that start at the base rates."""
+        """Before training from scratch: scales of all numbers, and heads that start at the base rates."""
         self._numeric("request").fit(table.request_num)
         self._numeric("candidate").fit(table.item_num)
         rate = torch.from_numpy((table.labels.sum(0, dtype="int64") + 0.5) / (table.rows + 1.0))
         with torch.no_grad():
             self.heads.bias.copy_(torch.logit(rate))
+        some = np.unique(np.linspace(0, table.requests - 1, min(table.requests, _STATISTICS_REQUESTS)).astype(int))
+        batch = Batcher(table, self.config).of_requests(some).to(self.heads.bias.device)
+        signals_NS = self.content(batch).signals_NS
+        std, mean = torch.std_mean(signals_NS, 0, correction=0)
+        knots = quantiles(signals_NS.cpu().numpy(), np.arange(signals_NS.shape[1]), self.content.norm.KNOTS)
+        self.content.norm.fit(mean, std, torch.zeros_like(mean), knots)
 
     def _hashed(self, level: Level) -> Hashed:
         return cast(Hashed, self.hashed[level])
@@ -147,16 +112,17 @@ class Ranker(nn.Module):
         tensors = {k: v for k, v in self.state_dict().items() if k not in ("table.weight", "seen")}
         rows = self.seen.nonzero()[:, 0]
         tensors |= {"table.rows": rows, "table.values": self.table.weight.detach()[rows]}
+        tensors |= {f"vectors.{name}": tensor for name, tensor in self.content.state().items()}
         return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`; rows that were not seen keep the random start that they have here.
+        """The inverse of `state`.
 
         Raises:
             EvergreenError: The tensors are of another model.
         """
-        dense = {k: v for k, v in tensors.items() if not k.startswith("table.")}
+        dense = {k: v for k, v in tensors.items() if not k.startswith(("table.", "vectors."))}
         try:
             missing, unexpected = self.load_state_dict(dense, strict=False)
             if unexpected or set(missing) != {"table.weight", "seen"}:
@@ -166,58 +132,84 @@ class Ranker(nn.Module):
             raise EvergreenError(f"the weights do not fit the ranker ({error})", "Train again from scratch") from error
         self.seen.zero_()
         self.seen[tensors["table.rows"]] = True
+        self.content.load({k.removeprefix("vectors."): v for k, v in tensors.items() if k.startswith("vectors.")})
+
+    def rows(self, batch: Batch) -> Tensor:
+        """(I, 2) rows of the table of every id: of the request, the candidates, the attended history, in order.
+
+        In evaluation an id that training never saw has no rows.
+        """
+        rows_I2 = rows_of(torch.cat([i.flatten() for i in self._ids(batch)]), self.config.buckets)
+        if self.training:
+            return rows_I2
+        return rows_I2.masked_fill(~self.seen[rows_I2].all(-1, keepdim=True), MISSING_ROW)
+
+    def _ids(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        return batch.request_ids_BW, batch.item_ids_NW, batch.history_ids_BL[:, : self.config.attended]
 
     def lookup(self, batch: Batch) -> Vectors:
-        """One merged lookup of everything hashed; in evaluation, of the seen rows only."""
-        ids = (batch.request_ids_BW, batch.item_ids_NW, batch.history_ids_BL)
-        flat = torch.cat([i.flatten() for i in ids])
-        if not self.training:
-            flat = flat.masked_fill(~self.seen[flat], 0)
-        found = self.table(flat).split([i.numel() for i in ids])
+        """One merged lookup of everything hashed."""
+        ids = self._ids(batch)
+        found = self.table(self.rows(batch)).flatten(-2).split([i.numel() for i in ids])
         return Vectors(*(v.view(*i.shape, v.shape[-1]) for v, i in zip(found, ids, strict=True)))
 
-    def forward(self, batch: Batch, vectors: Vectors | None = None) -> Tensor:
+    def forward(self, batch: Batch, vectors: Vectors | None = None, interest: Interest | None = None) -> Tensor:
         """Logits (N, A).
 
         Args:
             batch: Requests with their candidates.
             vectors: Looked up before, where the caller needs them (gradients per sample); else looked up here.
+            interest: The same.
         """
         vectors = self.lookup(batch) if vectors is None else vectors
-        row = batch.request_of_row
-        request = torch.cat(
+        interest = self.content(batch) if interest is None else interest
+        user, item = self._hashed("request"), self._hashed("candidate")
+        item_NWD = item.vectors(vectors.item_NWD, batch.item_ids_NW)
+        request = [
+            user(user.vectors(vectors.request_BWD, batch.request_ids_BW), batch.request_ids_BW),
+            self._numeric("request")(batch.request_num_BF),
+        ]
+        signals_NS = self.content.norm(interest.signals_NS)
+        parts = [
+            torch.cat(request, -1).index_select(0, batch.request_of_row),
+            item(item_NWD, batch.item_ids_NW),
+            self._numeric("candidate")(batch.item_num_NF),
+            torch.cat([interest.batch_BC, interest.now_BC], -1).index_select(0, batch.request_of_row),
+            interest.item_NC,
+            signals_NS,
+            self._sequence(vectors.history_BLD, item_NWD[..., self.item_column, :], interest, batch),
+        ]
+        return self.heads(self.mlp(self.interaction(torch.cat(parts, -1)))) + self.skip(signals_NS)
+
+    def _sequence(self, history_BLD: Tensor, candidate_ND: Tensor, interest: Interest, batch: Batch) -> Tensor:
+        last = self.config.attended
+        # Bit a of the mask is action a; shifting tells all of them apart, action 0 included.
+        shifts = torch.arange(len(self.spec.actions), device=batch.history_bits_BL.device)
+        types_BLA = ((batch.history_bits_BL[:, :last, None] >> shifts) & 1).to(history_BLD.dtype)
+        age_BL1 = torch.log1p(batch.history_hours_BL[:, :last, None])
+        fallback_D = self._hashed("candidate").fallback[self.item_feature]
+        action_BLH = torch.cat(
             [
-                self.hashed["request"](vectors.request_BWD, batch.request_ids_BW),
-                self.numeric["request"](batch.request_num_BF),
+                self.action(types_BLA) + self.age(age_BL1),
+                l2_normalise(history_BLD + fallback_D, LEARNED_EPS),
+                l2_normalise(interest.history_BLC[:, :last], LEARNED_EPS),
             ],
             -1,
         )
-        parts = [
-            request.index_select(0, row),
-            self.hashed["candidate"](vectors.item_NWD, batch.item_ids_NW),
-            self.numeric["candidate"](batch.item_num_NF),
-            self._sequence(vectors, batch),
-        ]
-        return self.heads(self.mlp(self.crosses(torch.cat(parts, -1))))
-
-    def _sequence(self, vectors: Vectors, batch: Batch) -> Tensor:
-        # Bit a of the mask is action a; shifting tells all of them apart, action 0 included.
-        shifts = torch.arange(len(self.spec.actions), device=batch.history_bits_BL.device)
-        types_BLA = ((batch.history_bits_BL[..., None] >> shifts) & 1).to(vectors.history_BLD.dtype)
-        age_BL1 = torch.log1p(batch.history_hours_BL)[..., None]
-        item_BLD = l2_normalise(vectors.history_BLD, LEARNED_EPS)
-        action_BLH = torch.cat([self.action(types_BLA) + self.age(age_BL1), item_BLD], -1)
-        candidate_ND = l2_normalise(vectors.item_NWD.select(-2, self.item_column), LEARNED_EPS)
-        return self.sequence(action_BLH, candidate_ND, batch.history_mask_BL, batch.request_of_row)
+        candidate_NE = torch.cat(
+            [l2_normalise(candidate_ND, LEARNED_EPS), l2_normalise(interest.item_NC, LEARNED_EPS)], -1
+        )
+        return self.sequence(action_BLH, candidate_NE, batch.history_visible_BL[:, :last], batch.request_of_row)
 
 
-def _item_column(spec: TableSpec) -> int:
+def _place(spec: TableSpec, level: Level, name: str) -> tuple[int, int]:
+    """Which of a level's hashed features has this name, and which column it is."""
     column = 0
-    for feature in spec.of("candidate", hashed=True):
-        if feature.name == ITEM_FEATURE and feature.kind == "categorical":
-            return column
+    for place, feature in enumerate(spec.of(level, hashed=True)):
+        if feature.name == name and feature.kind == "categorical":
+            return place, column
         column += feature.width
     raise EvergreenError(
-        f"the features have no categorical candidate feature {ITEM_FEATURE!r}",
-        "Declare it: the action history is matched to candidates by it",
+        f"the features have no categorical {level} feature {name!r}",
+        "Declare it: histories and content vectors are matched by it",
     )

@@ -72,7 +72,7 @@ def write_bundle(
     from engagement.table import hash_id
     from model import config
     from model.bundle import Bundle
-    from model.data import hash_rows
+    from model.hashing import rows_of
     from model.ranker import Ranker
 
     torch.manual_seed(seed)
@@ -81,9 +81,9 @@ def write_bundle(
     ranker.fit_statistics(table)
     weights = ranker.state()
     if poisoned_item:
-        row = hash_rows(np.array([hash_id("item_id", poisoned_item)]), recipe.ranker.buckets)
-        weights["table.rows"] = torch.from_numpy(row)
-        weights["table.values"] = torch.full((1, recipe.ranker.dim), float("nan"))
+        rows = rows_of(torch.tensor(hash_id("item_id", poisoned_item)), recipe.ranker.buckets)
+        weights["table.rows"] = rows
+        weights["table.values"] = torch.full((2, recipe.ranker.dim // 2), float("nan"))
     if broken:
         weights["heads.bias"] = torch.full_like(weights["heads.bias"], float("nan"))
     time = datetime(2024, 1, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ import torch
 
 from engagement.errors import EvergreenError
 from model import files
-from model.bundle import CARD, MEMORY, WEIGHTS, Bundle
+from model.bundle import CARD, FORMAT, MEMORY, WEIGHTS, Bundle
 from model.checkpoint import Checkpoints
 from model.predict import score
 from model.train import train
@@ -48,7 +48,8 @@ def test_digest_follows_weights_and_lineage_but_not_metrics(bundle):
 
 def test_only_seen_rows_of_the_table_are_stored(bundle):
     rows = bundle.weights["table.rows"]
-    assert 60 < len(rows) < 200 and bundle.weights["table.values"].shape == (len(rows), bundle.recipe.ranker.dim)
+    half = bundle.recipe.ranker.dim // 2
+    assert 120 < len(rows) < 400 and bundle.weights["table.values"].shape == (len(rows), half)
     assert "table.weight" not in bundle.weights and 0 not in rows
 
 
@@ -133,3 +134,11 @@ def test_clearing_removes_half_written_checkpoints_and_nothing_else(tmp_path):
     (tmp_path / "plan.json").write_text("{}")
     kept.clear()
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_model_of_another_format_is_told_apart_from_a_damaged_one(bundle, tmp_path, monkeypatch):
+    bundle.save(tmp_path / "b")
+    monkeypatch.setattr("model.bundle.FORMAT", FORMAT + 1)
+    with pytest.raises(EvergreenError, match="format") as e:
+        Bundle.load(tmp_path / "b")
+    assert "fresh home" in e.value.remedy
