@@ -16,6 +16,7 @@ from engagement.table import RankingTable
 from model.bundle import Bundle
 from model.config import TrainConfig
 from model.data import Batch
+from model.distributed import Ranks
 from model.fisher import Importance
 from model.loss import head_weights, label_weights, row_losses
 from model.optim import dense_parameters
@@ -79,8 +80,7 @@ def ewc_penalty(window: Window) -> ExtraLoss:
     anchor_UD = torch.nn.functional.pad(teacher.table.weight.detach()[importance.rows.to(device)], (0, 0, 0, 1))
 
     def loss(ranker: Ranker, batch: Batch, logits_NA: Tensor) -> Tensor:
-        ids = (batch.request_ids_BW, batch.item_ids_NW, batch.history_ids_BL)
-        rows = torch.unique(torch.cat([i.flatten() for i in ids]))
+        rows = Ranks.current().union(ranker.rows(batch).flatten())  # of the whole batch, in every process
         rows = rows[slot[rows] < len(importance.rows)]
         moved_UD = ranker.table(rows) - anchor_UD[slot[rows]]
         total = (fisher_UD[slot[rows]] * moved_UD.square()).sum()
@@ -94,7 +94,8 @@ def ewc_penalty(window: Window) -> ExtraLoss:
 def distillation(window: Window) -> ExtraLoss:
     """Distillation from the champion: cross-entropy of every head against its probabilities on the same rows.
 
-    The teacher scores the window once, before training, with nothing hidden.
+    The teacher scores the window once, before training, with nothing hidden. What it teaches are its calibrated
+    probabilities: the student learns on raw logits, and those had better aim at the rates that were observed.
     """
     config = window.config
     taught = torch.from_numpy(np.ascontiguousarray(score(window.champion, window.table)))

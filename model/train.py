@@ -2,6 +2,9 @@
 
 A run is a function of its inputs: batches come from (seed, epoch), everything random in a step from (seed, step). So
 a killed run that starts again from a checkpoint, which holds no generator state, ends in the same bits.
+
+Under `torchrun` every process calls `train` with the same arguments (inside `model.distributed.joined`) and gets the
+same bundle; only the first one writes checkpoints.
 """
 
 import time
@@ -10,7 +13,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from engagement.errors import EvergreenError
@@ -18,11 +20,17 @@ from engagement.table import RankingTable
 from model.bundle import Bundle, code_digest
 from model.checkpoint import Checkpoints
 from model.config import Recipe
+from model.content import learn
 from model.continual import STRATEGIES, Strategy, Window
-from model.data import Batcher, pick_device, row_weights, table_digest
+from model.data import Batcher, pick_device, table_digest
+from model.distributed import Ranks
 from model.files import canonical, sha
-from model.fisher import measure, sample_rows
+from model.fisher import Importance, measure, sample_rows
 from model.trainer import Trainer, reproducible
+from model.weights import row_weights
+
+_CONTENT = "content."  # prefix in a bundle's memory
+_VERSIONS = 8  # of the content vectors over a window trained from scratch
 
 Progress = Callable[[int, int, float], None]  # (step, steps, loss)
 
@@ -56,24 +64,29 @@ def train(
     started = time.monotonic()
     with reproducible(recipe.train.threads):
         batcher = Batcher(table, recipe.ranker, row_weights(table, recipe.train))
-        trainer = Trainer(table.spec, recipe, seed, batcher, champion, pick_device())
+        trainer = Trainer(table.spec, recipe, seed, batcher, champion, pick_device(), Ranks.current())
+        # An update's rows read what the champion knew; the version learned from them is for what comes after.
+        known = _content_of(champion) if champion else None
+        content, state = learn(table, recipe.ranker.content, 1 if champion else _VERSIONS, seed, known)
+        trainer.ranker.content.set(content)
         if champion:
             window = Window(champion, table, recipe.train, trainer.device)
             trainer.extra_losses = chosen.extra_losses(window)
         else:
             trainer.ranker.fit_statistics(table)
+        recipe = _fitted(recipe, trainer)
         data = table_digest(table)
         kept = Checkpoints(checkpoints, _run_key(recipe, strategy, champion, seed, data))
         loss = trainer.run(kept, progress or (lambda step, steps, loss: None))
         fitted = time.monotonic()
-        measured = measure(trainer.ranker, batcher, sample_rows(table, recipe.train.fisher_rows, seed), recipe.train)
+        measured = _measured(trainer, recipe)
         importance = chosen.importance(measured, champion, recipe.train.fisher_decay)
-    start, end = (_instant(t) for t in (table.time.min(), table.time.max()))
+    start, end = (_instant(int(t)) for t in (table.time.min(), table.time.max()))
     bundle = Bundle(
         spec=table.spec,
         recipe=recipe,
         weights=trainer.ranker.state(),
-        memory=trainer.memory() | importance.to_tensors(),
+        memory=trainer.memory() | importance.to_tensors() | {_CONTENT + k: v for k, v in state.items()},
         strategy=strategy,
         seed=seed,
         parent=champion.digest if champion else "",
@@ -85,12 +98,40 @@ def train(
         metrics={
             "loss": loss,
             "skipped_steps": trainer.skipped,
+            "peak_memory_mb": trainer.peak.megabytes,
+            "loader_share": trainer.loader_share,
             "train_seconds": fitted - started,
             "importance_seconds": time.monotonic() - fitted,
         },
     )
-    kept.clear()
+    if trainer.ranks.rank == 0:
+        kept.clear()
     return bundle
+
+
+def _fitted(recipe: Recipe, trainer: Trainer) -> Recipe:
+    """The recipe with a batch that fits the GPU; on a CPU as it is."""
+    if trainer.device.type != "cuda":
+        return recipe
+    rows = trainer.fit_batch(torch.cuda.get_device_properties(trainer.device).total_memory)
+    return replace(recipe, train=replace(recipe.train, rows_per_batch=rows))
+
+
+def _measured(trainer: Trainer, recipe: Recipe) -> Importance:
+    """The Fisher; each process measures its share of the rows, and a mean of shares is the mean over all."""
+    ranks, batcher = trainer.ranks, trainer.batcher
+    rows = sample_rows(batcher.table, recipe.train.fisher_rows, trainer.seed)
+    first, last, counts = ranks.span(len(rows))
+    part = measure(trainer.ranker, batcher, rows[first:last], recipe.train)
+    if ranks.size == 1:
+        return part
+    share = (last - first) / len(rows) if counts else 0.0
+    dense = {k: v * share for k, v in part.dense.items()}
+    ranks.sum_(list(dense.values()))
+    found, slot = torch.unique(ranks.gather(part.rows), return_inverse=True)
+    values_UD = ranks.gather(part.table_UD * share)
+    table_UD = values_UD.new_zeros(len(found), values_UD.shape[1]).index_add(0, slot, values_UD)
+    return Importance(dense, found, table_UD)
 
 
 def _checked(table: RankingTable, recipe: Recipe, strategy: str, parent: Bundle | None) -> Strategy:
@@ -98,7 +139,7 @@ def _checked(table: RankingTable, recipe: Recipe, strategy: str, parent: Bundle 
         raise EvergreenError(f"there is no strategy {strategy!r}", f"Choose one of {', '.join(STRATEGIES)}")
     if not table.rows:
         raise EvergreenError("the training table is empty", "Choose a window with engagement in it")
-    if not np.isin(table.labels, (0, 1)).all():
+    if table.labels.max() > 1:
         raise EvergreenError("the training table has labels other than 0 and 1", "Build the table again")
     chosen = STRATEGIES[strategy]
     if parent is None or not chosen.continues:
@@ -125,10 +166,15 @@ def _run_key(recipe: Recipe, strategy: str, champion: Bundle | None, seed: int, 
         "data": data,
         "code": code_digest(),
         "torch": torch.__version__,
+        "processes": Ranks.current().size,
         "device": pick_device().type,
     }
     return sha(canonical(inputs).encode())
 
 
-def _instant(microseconds: np.int64) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(microseconds))
+def _content_of(champion: Bundle) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(_CONTENT): v for k, v in champion.memory.items() if k.startswith(_CONTENT)}
+
+
+def _instant(microseconds: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)

@@ -1,7 +1,9 @@
-"""The training loop: one code path for CPU and GPU, resumable to the bit."""
+"""The training loop: one code path for CPU and GPU, one process or several, resumable to the bit."""
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,10 @@ from model.checkpoint import Checkpoints
 from model.config import Recipe
 from model.continual import ExtraLoss
 from model.data import Batch, Batcher, hide
+from model.distributed import Ranks
+from model.loader import Loader, Part, ahead, mix, requests_per_batch
 from model.loss import label_weights, task_loss
+from model.memory import Peak, choose_batch
 from model.optim import RowAdagrad, dense_optimizer, dense_parameters, finite, rate
 from model.ranker import Ranker
 
@@ -50,10 +55,14 @@ class Trainer:
         batcher: Cuts the batches.
         champion: The model to continue from; None to start from scratch.
         device: Where to train.
+        ranks: This process among those that train together.
 
     Attributes:
         extra_losses: Added to the task loss on every step.
+        ahead: Batches that a thread of the loader makes ready in advance.
         skipped: Steps that were skipped because a loss or gradient was not finite.
+        peak: Memory that the steps took.
+        loader_share: Share of the run's time that it waited for batches.
     """
 
     def __init__(
@@ -64,22 +73,28 @@ class Trainer:
         batcher: Batcher,
         champion: Bundle | None,
         device: torch.device,
+        ranks: Ranks,
     ) -> None:
         self.config, self.seed, self.batcher, self.device = recipe.train, seed, batcher, device
+        self.ranks, self.ahead = ranks, 2 if device.type == "cuda" else 0
         self.extra_losses: list[ExtraLoss] = []
-        self.skipped = 0
-        # The rows that no training has touched are drawn here; neither bundle nor checkpoint stores them.
-        torch.manual_seed(_mix(seed, 0))
+        self.skipped, self.loader_share, self.peak = 0, 0.0, Peak(device)
+        self._loss_sum, self._loss_steps = 0.0, 0  # of this epoch
+        self._seed(0)
         self.ranker = Ranker(recipe.ranker, spec).to(device)
+        self.dense = dense_parameters(self.ranker)
+        # The lookup stays outside: its sparse gradient is nothing for a compiler.
+        self._logits = torch.compile(self.ranker, dynamic=True) if self.config.compile else self.ranker
         self.table_optimizer = RowAdagrad(self.ranker.table.weight)
         self.continued = champion is not None
         self.scale, self.epochs = 1.0, self.config.epochs
         if champion:
             self.ranker.load_state(champion.weights)
+            self.ranker.calibration.reset()  # it was the champion's; new weights are calibrated anew
             self._load_sums(champion.memory)
             self.scale, self.epochs = self.config.update_lr_scale, self.config.update_epochs
         self.dense_optimizer = dense_optimizer(self.ranker, self.config)
-        half = device.type == "cuda" and self.config.precision == "auto"
+        half = self.config.precision == "fp16" or (device.type == "cuda" and self.config.precision == "auto")
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
         self.matrix = label_weights(spec, self.config).to(device)
 
@@ -87,30 +102,75 @@ class Trainer:
         """Train to the end, from the last checkpoint if there is one; returns the mean loss of the last epoch.
 
         Raises:
-            EvergreenError: Too many steps were not finite.
+            EvergreenError: Too many steps were not finite, or the processes of the run found different checkpoints.
         """
-        size, config = self.config.requests_per_batch, self.config
-        per_epoch = -(-self.batcher.table.requests // size)
-        steps = per_epoch * self.epochs
-        losses = [0.0] * per_epoch
-        done = self._resume(checkpoints, losses, per_epoch)
-        for step in range(done, steps):
-            epoch, place = divmod(step, per_epoch)
-            if place == 0:
-                self._begin(epoch)
-            if place == 0 or step == done:
-                order = self.batcher.order(size, self.seed, epoch)
-            torch.manual_seed(_mix(self.seed, step + 1))
-            batch = self.batcher.of_requests(order[place])
-            batch = hide(batch, config, torch.default_generator).to(self.device)
-            loss = self._step(batch, self.scale * rate(step, steps, config.warmup))
-            losses[place] = loss
-            progress(step + 1, steps, loss)
-            if (step + 1) % config.checkpoint_steps == 0 and step + 1 < steps:
-                counters = {"skipped": self.skipped, "losses": losses, "scaler": self.scaler.state_dict()}
-                checkpoints.save(step + 1, self._state(), counters)
+        config = self.config
+        loader = Loader(self.batcher, config, self.seed, self.ranks)
+        steps = loader.per_epoch * self.epochs
+        done = self._resume(checkpoints, loader.per_epoch)
+        self.ranks.agree(done, self.device)
+        self.peak.forget()
+        started, waited = time.perf_counter(), 0.0
+        with closing(ahead(loader.part, range(done, steps), self.ahead)) as parts:
+            for step in range(done, steps):
+                epoch, place = divmod(step, loader.per_epoch)
+                if place == 0:
+                    self._begin(epoch)
+                    self._loss_sum, self._loss_steps = 0.0, 0
+                asked = time.perf_counter()
+                part = next(parts)
+                waited += time.perf_counter() - asked
+                self._seed(step + 1, 2, self.ranks.rank)  # for dropout inside layers
+                loss = self._step(part, self.scale * rate(step, steps, config.warmup))
+                if np.isfinite(loss):
+                    self._loss_sum, self._loss_steps = self._loss_sum + loss, self._loss_steps + 1
+                progress(step + 1, steps, loss)
+                if (step + 1) % config.checkpoint_steps == 0 and step + 1 < steps:
+                    self._save(checkpoints, step + 1)
+        self.loader_share = waited / max(time.perf_counter() - started, 1e-9)
         self._finish()
-        return float(np.nanmean(losses))
+        return self._loss_sum / max(1, self._loss_steps)
+
+    def fit_batch(self, total: int) -> int:
+        """Candidates in a batch, over all processes, with which a step keeps to its part of a device's memory.
+
+        Args:
+            total: Bytes of the device.
+
+        Raises:
+            EvergreenError: No number of requests does.
+        """
+        table = self.batcher.table
+        wanted = requests_per_batch(table, self.config)
+        each = choose_batch(self.peak_of, total, -(-wanted // self.ranks.size))
+        size = min(wanted, self.ranks.least(each, self.device) * self.ranks.size)
+        rows = self.config.rows_per_batch if size == wanted else max(1, round(size * table.rows / table.requests))
+        self.config = replace(self.config, rows_per_batch=rows)
+        return rows
+
+    def peak_of(self, requests: int) -> int:
+        """Bytes at the peak of a step with that many requests of this process, the table's largest; trains nothing."""
+        sizes = np.diff(self.batcher.table.offsets)
+        largest = np.argsort(sizes, kind="stable")[-requests:]
+        generator = torch.Generator().manual_seed(self.seed)
+        batch = hide(self.batcher.of_requests(largest), self.config, generator).to(self.device)
+        self.peak.forget()
+        try:
+            loss = self._loss(batch)
+            self.peak.note()
+            loss.backward()
+            self.peak.note()
+        except torch.OutOfMemoryError:
+            self.peak.bytes = 2**62
+        self._clear()
+        return self.peak.bytes + sum(2 * p.nbytes for p in self.dense.values())  # AdamW's moments come later
+
+    def _seed(self, *place: int) -> None:
+        # Not `torch.manual_seed`: it formats a stack trace for every kind of device that is not there.
+        seed = mix(self.seed, *place)
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _begin(self, epoch: int) -> None:
         """Training from scratch forgets the embeddings, and only them, between epochs.
@@ -121,8 +181,8 @@ class Trainer:
         """
         if self.continued or epoch == 0:
             return
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch, stream=1))
-        self.ranker.draw_table(generator)
+        with torch.no_grad():
+            self.ranker.table.weight.zero_()
         self.table_optimizer.sums.zero_()
 
     def memory(self) -> dict[str, Tensor]:
@@ -133,43 +193,56 @@ class Trainer:
         rows = self.ranker.seen.nonzero()[:, 0]
         return {"table.rows": rows.cpu(), "table.sums": self.table_optimizer.sums[rows].cpu()}
 
-    def _step(self, batch: Batch, scale: float) -> float:
-        """One step at `scale` times the peak learning rates; returns the loss, finite or not."""
+    def _step(self, part: Part, scale: float) -> float:
+        """One step at `scale` times the peak learning rates; returns the loss, finite or not.
+
+        Loss and gradients are those of the whole batch, the same in every process, so all of them skip or none.
+        """
         config, table = self.config, self.ranker.table.weight
-        loss = self._loss(batch)
-        value = float(loss.detach())
+        loss = self._loss(part.batch.to(self.device)) * part.share
+        self.peak.note()
         self.scaler.scale(loss).backward()
+        loss = loss.detach().clone()
+        self.ranks.sum_([loss, *(p.grad for p in self.dense.values() if p.grad is not None)])
         self.scaler.unscale_(self.dense_optimizer)
         gradient: Tensor = table.grad  # type: ignore[assignment]  # every batch has ids
-        table.grad = gradient.coalesce() / self.scaler.get_scale()
-        norm = torch.nn.utils.clip_grad_norm_(dense_parameters(self.ranker).values(), config.clip)
-        if np.isfinite(value) and finite([norm, table.grad.values()]):
+        table.grad = self.ranks.sum_rows(gradient) / self.scaler.get_scale()
+        norm = torch.nn.utils.clip_grad_norm_(self.dense.values(), config.clip)
+        sound = torch.isfinite(torch.stack([loss, norm])).all() & torch.isfinite(table.grad.values()).all()
+        value, fine = torch.stack([loss, sound.to(loss)]).tolist()  # the one place where a GPU is waited for
+        if fine:
             for group in self.dense_optimizer.param_groups:
                 group["lr"] = config.lr * scale
             self.scaler.step(self.dense_optimizer)
             self.table_optimizer.step(config.table_lr * scale)
+            self.scaler.update()
         else:
             self._skip(value)
-        self.scaler.update()
-        self.dense_optimizer.zero_grad(set_to_none=True)
-        table.grad = None
+        self._clear()
         return value
 
     def _loss(self, batch: Batch) -> Tensor:
-        kind, half = self.device.type, self.config.precision == "bf16"
-        dtype = torch.bfloat16 if half else torch.float16
+        kind, precision = self.device.type, self.config.precision
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         self.ranker.train()
-        with torch.autocast(kind, dtype=dtype, enabled=half or kind == "cuda"):
-            logits_NA = self.ranker(batch)
+        with torch.autocast(kind, dtype=dtype, enabled=precision == "bf16" or self.scaler.is_enabled()):
+            logits_NA = self._logits(batch, self.ranker.lookup(batch))
         logits_NA = logits_NA.float()
         loss = task_loss(logits_NA, batch.labels_NA, batch.weight_N, self.matrix)
         for extra in self.extra_losses:
             loss = loss + extra(self.ranker, batch, logits_NA)
         return loss
 
+    def _clear(self) -> None:
+        self.dense_optimizer.zero_grad(set_to_none=True)
+        self.ranker.table.weight.grad = None
+
     def _skip(self, loss: float) -> None:
-        # An infinite gradient of a finite loss is how a GradScaler finds its scale: no fault.
-        if np.isfinite(loss) and self.scaler.is_enabled():
+        scale = self.scaler.get_scale()  # 1 without half precision
+        # Half the scale whichever part overflowed: the scaler itself looks at the dense gradients only.
+        self.scaler.update(scale / 2)
+        # An infinite gradient of a finite loss is how the scale is found: no fault.
+        if np.isfinite(loss) and scale > 1:
             return
         self.skipped += 1
         if self.skipped > self.config.max_skipped_steps:
@@ -186,6 +259,12 @@ class Trainer:
                 "training ended with weights that are not finite", "Lower lr and table_lr in the recipe"
             )
 
+    def _save(self, checkpoints: Checkpoints, step: int) -> None:
+        if self.ranks.rank == 0:
+            loss = {"sum": self._loss_sum, "steps": self._loss_steps}
+            counters = {"skipped": self.skipped, "loss": loss, "scaler": self.scaler.state_dict()}
+            checkpoints.save(step, self._state(), counters)
+
     def _state(self) -> dict[str, Tensor]:
         """Weights and optimisers, of the table only the rows that were touched."""
         rows = (self.table_optimizer.sums > 0).nonzero()[:, 0]
@@ -194,38 +273,31 @@ class Trainer:
             "values": self.ranker.table.weight.detach()[rows],
             "sums": self.table_optimizer.sums[rows],
         }
-        for name, weight in dense_parameters(self.ranker).items():
+        for name, weight in self.dense.items():
             tensors[f"dense.{name}"] = weight.detach()
             moments = self.dense_optimizer.state.get(weight, {})
             tensors |= {f"{moment}.{name}": value for moment, value in moments.items()}
         return {k: v.cpu() for k, v in tensors.items()}
 
     @torch.no_grad()
-    def _resume(self, checkpoints: Checkpoints, losses: list[float], per_epoch: int) -> int:
+    def _resume(self, checkpoints: Checkpoints, per_epoch: int) -> int:
         """Take up the newest checkpoint; returns the number of steps that it had done."""
         found = checkpoints.latest()
         if found is None:
             return 0
         step, tensors, counters = found
-        self._begin((step - 1) // per_epoch)  # the start of the rows that are not in the checkpoint
         tensors = {k: v.to(self.device) for k, v in tensors.items()}
         self.ranker.table.weight[tensors["rows"]] = tensors["values"]
         self.table_optimizer.sums[tensors["rows"]] = tensors["sums"]
-        for name, weight in dense_parameters(self.ranker).items():
+        for name, weight in self.dense.items():
             weight.copy_(tensors[f"dense.{name}"])
             moments = {m: tensors[f"{m}.{name}"] for m in _MOMENTS if f"{m}.{name}" in tensors}
             if moments:
-                # AdamW counts its steps on the CPU.
-                self.dense_optimizer.state[weight] = moments | {"step": moments["step"].cpu()}
+                self.dense_optimizer.state[weight] = moments
         self.skipped = counters["skipped"]
-        losses[:] = counters["losses"]
+        self._loss_sum, self._loss_steps = counters["loss"]["sum"], counters["loss"]["steps"]
         self.scaler.load_state_dict(counters["scaler"])
         return step
 
     def _load_sums(self, memory: dict[str, Tensor]) -> None:
         self.table_optimizer.sums[memory["table.rows"].to(self.device)] = memory["table.sums"].to(self.device)
-
-
-def _mix(seed: int, step: int, stream: int = 0) -> int:
-    """The seed of everything random in one step, or in one epoch on another stream."""
-    return int(np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))

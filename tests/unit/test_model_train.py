@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engagement.errors import EvergreenError
+from model.hashing import rows_of
 from model.metrics import hit3, hits, random_hit3
 from model.predict import score
 from model.ranker import Ranker
@@ -47,6 +48,7 @@ def test_training_leaves_the_random_state_and_threads_of_the_process_alone(tmp_p
 
 KILLED = """
 import os, pathlib, signal, sys
+from model.hashing import rows_of
 from model.train import train
 from tests.unit.model_synth import make, recipe
 def progress(step, steps, loss):
@@ -101,11 +103,32 @@ def test_checkpoints_of_another_run_are_not_taken_up(tmp_path):
     assert here.digest == fresh.digest
 
 
-def test_bfloat16_autocast_trains_to_about_the_same_loss(tmp_path):
-    full, half = (train(make(200), recipe(precision=p), "scratch", None, 0, tmp_path) for p in ("auto", "bf16"))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_to_about_the_same_loss(tmp_path, precision):
+    full, half = (train(make(200), recipe(precision=p), "scratch", None, 0, tmp_path) for p in ("auto", precision))
     assert half.metrics["loss"] == pytest.approx(full.metrics["loss"], rel=0.02)
     assert not torch.equal(full.weights["heads.weight"], half.weights["heads.weight"])
     assert all(torch.isfinite(t).all() for t in half.weights.values())
+
+
+def test_overflow_in_half_precision_lowers_the_scale_and_is_no_fault(tmp_path):
+    # GradScaler begins at 65,536; with a loss 1,000 times as large its first gradients overflow float16.
+    large = recipe(precision="fp16", primary_weight=2000.0, max_skipped_steps=0)
+    bundle = train(make(200), large, "scratch", None, 0, tmp_path)
+    assert bundle.metrics["skipped_steps"] == 0 and all(torch.isfinite(t).all() for t in bundle.weights.values())
+    assert len(bundle.memory["table.rows"]) > 20  # it did train
+
+
+def test_half_precision_resumes_to_the_same_bits(tmp_path):
+    def stop(step, steps, loss):
+        if step == 13:
+            raise KeyboardInterrupt
+
+    half = recipe(precision="fp16", primary_weight=2000.0)  # the scale has moved by then
+    with pytest.raises(KeyboardInterrupt):
+        train(make(160), half, "scratch", None, 0, tmp_path / "a", stop)
+    one, two = (train(make(160), half, "scratch", None, 0, tmp_path / d) for d in "ab")
+    assert one.digest == two.digest
 
 
 def test_missing_and_infinite_features_are_survived(tmp_path):
@@ -122,8 +145,8 @@ def test_missing_and_infinite_features_are_survived(tmp_path):
 def poison(monkeypatch, steps):
     real, calls = Ranker.forward, iter(range(10_000))
 
-    def forward(self, batch, vectors=None):
-        logits = real(self, batch, vectors)
+    def forward(self, batch, vectors=None, interest=None):
+        logits = real(self, batch, vectors, interest)
         return logits * float("nan") if self.training and next(calls) in steps else logits
 
     monkeypatch.setattr(Ranker, "forward", forward)
@@ -149,9 +172,8 @@ def test_too_many_of_them_end_training_without_a_poisoned_checkpoint(tmp_path, m
 def test_only_rows_that_training_looked_up_differ_from_their_start(tmp_path):
     table = make(40)
     bundle = train(table, recipe(), "scratch", None, 0, tmp_path)
-    used = set(
-        (np.concatenate([table.request_cat.ravel(), table.item_cat.ravel(), table.history_item]) % 4095 + 1).tolist()
-    )
+    ids = np.concatenate([table.request_cat.ravel(), table.item_cat.ravel(), table.history_item])
+    used = set(rows_of(torch.from_numpy(ids), 4096).flatten().tolist())
     assert set(bundle.weights["table.rows"].tolist()) <= used
 
 
