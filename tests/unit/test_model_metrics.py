@@ -1,4 +1,4 @@
-"""HIT@3 against a brute force written from its definition."""
+"""HIT@3 and the usual metrics against brute force written from their definitions."""
 
 import dataclasses
 import subprocess
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from model.metrics import hit3, hits, random_hit3, ranks
+from model.metrics import auc, calibration_error, grouped_auc, hit3, hits, log_loss, random_hit3, ranks
 from tests.unit.model_synth import make
 
 
@@ -101,3 +101,88 @@ def test_shuffle_is_the_same_in_another_process():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     table = make(40)
     assert out.stdout.strip() == str(ranks(table, np.zeros(table.rows)).tolist())
+
+
+def pairs_auc(labels, scores):
+    """Every pair, as the definition reads."""
+    above = [(p > n) + 0.5 * (p == n) for p in scores[labels == 1].tolist() for n in scores[labels == 0].tolist()]
+    return np.mean(above) if above else np.nan
+
+
+def drawn(rows, levels, users=6, seed=0):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, levels, rows) / levels
+    return (
+        (rng.random(rows) < 0.2 + 0.4 * scores).astype(np.uint8),
+        scores.astype(np.float32),
+        rng.integers(0, users, rows),
+    )
+
+
+@pytest.mark.parametrize("levels", [1, 4, 10_000])
+@pytest.mark.parametrize("rows", [2, 30, 300])
+def test_auc_equals_the_share_of_ordered_pairs(levels, rows):
+    labels, scores, _ = drawn(rows, levels)
+    labels[:2] = 0, 1
+    assert auc(labels, scores) == pytest.approx(pairs_auc(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [1, 4, 10_000])
+def test_grouped_auc_weighs_users_with_both_labels_by_their_impressions(levels):
+    labels, scores, users = drawn(200, levels, users=40)
+    names = np.array([f"u{u}" for u in users], "S")
+    by_user = [(pairs_auc(labels[users == u], scores[users == u]), (users == u).sum()) for u in np.unique(users)]
+    both = [(a, n) for a, n in by_user if not np.isnan(a)]
+    assert 5 < len(both) < len(by_user)
+    expected = sum(a * n for a, n in both) / sum(n for _, n in both)
+    assert grouped_auc(labels, scores, names) == pytest.approx(expected, abs=1e-12)
+
+
+def test_auc_log_loss_agree_with_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    labels, scores, _ = drawn(5000, 50)
+    assert auc(labels, scores) == pytest.approx(sklearn.roc_auc_score(labels, scores), abs=1e-12)
+    inside = 0.01 + 0.98 * scores.astype(np.float64)
+    assert log_loss(labels, inside) == pytest.approx(sklearn.log_loss(labels, inside), abs=1e-12)
+
+
+def test_metrics_that_nothing_defines_are_nan():
+    ones, none = np.ones(3, np.uint8), np.empty(0)
+    broken = np.array([0.1, np.nan, 0.3])
+    assert np.isnan(auc(ones, np.arange(3.0))) and np.isnan(auc(none, none))
+    assert np.isnan(auc(np.array([0, 1, 1]), broken))
+    assert np.isnan(grouped_auc(np.array([0, 1, 1]), np.arange(3.0), np.array([0, 1, 1])))
+    assert np.isnan(log_loss(none, none)) and np.isnan(log_loss(ones, broken))
+    assert np.isnan(calibration_error(none, none)) and np.isnan(calibration_error(ones, broken))
+
+
+def test_log_loss_of_a_sure_error_is_large_and_finite():
+    assert 15 < log_loss(np.array([0, 1]), np.array([1.0, 0.0], np.float32)) < 17
+
+
+@pytest.mark.parametrize("rows", [7, 150, 1000])
+def test_calibration_error_equals_a_loop_over_bins(rows):
+    labels, scores, _ = drawn(rows, 10**6, seed=rows)
+    order = np.argsort(scores)
+    expected = 0.0
+    for b in range(15):
+        rows_b = [i for rank, i in enumerate(order) if rank * 15 // rows == b]
+        if rows_b:
+            expected += len(rows_b) / rows * abs(labels[rows_b].mean() - scores[rows_b].astype(float).mean())
+    assert calibration_error(labels, scores) == pytest.approx(expected, abs=1e-9)
+
+
+def test_calibration_error_of_tied_probabilities_does_not_depend_on_the_order_of_rows():
+    labels = np.repeat([1, 0], 500)  # sorted: bins that cut through ties would see only one label
+    assert calibration_error(labels, np.full(1000, 0.5)) == 0
+    assert calibration_error(labels, np.full(1000, 0.8)) == pytest.approx(0.3)
+    turned, probability = np.random.default_rng(0).permutation(1000), np.tile([0.2, 0.6], 500)
+    assert calibration_error(labels[turned], probability[turned]) == pytest.approx(
+        calibration_error(labels, probability)
+    )
+
+
+def test_calibration_error_of_a_perfect_model_is_what_chance_leaves():
+    rng = np.random.default_rng(0)
+    probability = rng.random(100_000)
+    assert 0 < calibration_error(rng.random(100_000) < probability, probability) < 0.01
