@@ -1,0 +1,1 @@
+"""The ranker beside its peers, measured."""

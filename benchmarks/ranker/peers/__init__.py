@@ -1,0 +1,1 @@
+"""Public rankers on our tables, in an environment of their own."""
