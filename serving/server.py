@@ -49,10 +49,12 @@ def serve(settings: Settings, options: argparse.Namespace) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
     import torch
 
+    from model.gemm import keep_memory
     from serving.predictor import RankerPredictor
     from serving.scoring import Scorer, open_features
 
     torch.set_num_threads(THREADS)
+    keep_memory()
     scorer = Scorer(options.bundle, open_features(settings))
     model = RankerPredictor(settings.model_name, options.version, scorer)
     model.load()
