@@ -46,9 +46,10 @@ lint: .venv/.dev ## Style, the rooms' order, types
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
-bench: .venv/.dev ## Measure the loop and the features beside their peers (40 minutes); writes docs/results/
+bench: .venv/.dev ## Measure loop, features and ranker beside their peers (4 hours); writes docs/results/
 	@$(BIN)/python -m benchmarks.loop
 	@$(BIN)/python -m benchmarks.features
+	@$(BIN)/python -m benchmarks.ranker
 
 clean: ## Remove the environment and the home directory's state
 	rm -rf .venv .evergreen
