@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,14 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 _MARK = re.compile(r"<!-- (\w+) -->\n")
+
+
+def spread(values: list[float], digits: int = 4) -> str:
+    """Mean ± standard deviation; of one value that alone, of none a dash."""
+    if not values:
+        return "–"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
 def write(name: str, head: str, sections: dict[str, Callable[[], str]], wanted: list[str]) -> None:

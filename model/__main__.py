@@ -81,7 +81,7 @@ def sizes(
 ) -> None:
     """Parameters and FLOPs per candidate of every recipe; takes no memory for them."""
     spec = RankingTable.load(table).spec if table else EXAMPLE
-    shown = Table("recipe", *(("in the table", "dense", "FLOPs per candidate")), title="Parameters")
+    shown = Table("recipe", "in the table", "dense", "FLOPs per candidate", title="Parameters")
     for column in shown.columns[1:]:
         column.justify = "right"
     for name, make in RECIPES.items():

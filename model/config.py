@@ -29,10 +29,10 @@ class RankerConfig:
         layers: Transformer layers over the history.
         ffn: Hidden width of a transformer layer's feed-forward part.
         first: K, outputs of the newest actions that are kept beside the max-pool; at most 10.
-        summary: Width to which the K + 1 outputs are projected before the crosses.
+        summary: Width to which the K + 1 outputs are projected before the interaction.
         interaction: How the fields meet: one of `model.interactions.sizes.SIZES`.
         hidden: Hidden widths of the MLP under the heads.
-        dropout: Dropout in the transformer and the MLP.
+        dropout: Dropout behind the transformer and in the MLP.
     """
 
     buckets: int

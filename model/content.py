@@ -21,7 +21,6 @@ C vector width, E width of the data's own embeddings.
 """
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from engagement.errors import EvergreenError
 from engagement.table import MISSING, Level, RankingTable, TableSpec
+from model.data import place_of
 
 RIDGE = 4.0  # lambda of every regression; chosen on windows before the test windows, as all numbers here
 BIAS_PRIOR = 10.0  # rows at the mean value that an item starts with
@@ -40,7 +40,8 @@ NEGATIVE_VALUE = -0.5
 PAIRS = 4_000_000  # newest rows that are learned from and carried to the next update (12 bytes each)
 START = 0.1  # standard deviation of an item vector before it was ever solved for
 _CHUNK = 1 << 15  # regressions solved at a time
-_ALWAYS = np.iinfo(np.int64).min
+ALWAYS = np.iinfo(np.int64).min  # the first version holds from ever
+VERSIONED = ("item_VIC", "bias_VI", "user_VUC", "mean_V")  # fields of `Content` with a version first
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Content:
 
     def final(self) -> "Content":
         """The last version alone."""
-        last = {n: getattr(self, n)[-1:] for n in ("item_VIC", "bias_VI", "user_VUC", "mean_V")}
-        return replace(self, since=np.array([_ALWAYS]), **last)
+        last = {n: getattr(self, n)[-1:] for n in VERSIONED}
+        return replace(self, since=np.array([ALWAYS]), **last)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def learn(
         current = _solve(pairs.newest(end), current, start_IC, fixed_IC is not None)
         known.append(current)
     content = Content(
-        since=np.concatenate([[_ALWAYS], since]),
+        since=np.concatenate([[ALWAYS], since]),
         item_keys=item_keys,
         item_VIC=np.stack([k.item_IC for k in known]),
         bias_VI=np.stack([k.bias_I for k in known]),
@@ -329,11 +330,7 @@ def _remap(some_keys: np.ndarray, all_keys: np.ndarray) -> np.ndarray:
     return np.searchsorted(all_keys, some_keys)
 
 
-def _column(table: RankingTable, level: str, name: str) -> np.ndarray:
+def _column(table: RankingTable, level: Level, name: str) -> np.ndarray:
     """The hashed column of a categorical feature."""
-    block, column = (table.request_cat if level == "request" else table.item_cat), 0
-    for feature in table.spec.of(cast(Level, level), hashed=True):
-        if feature.name == name and feature.kind == "categorical":
-            return np.asarray(block[:, column])
-        column += feature.width
-    raise EvergreenError(f"the features have no categorical {level} feature {name!r}", "Declare it")
+    block = table.request_cat if level == "request" else table.item_cat
+    return np.asarray(block[:, place_of(table.spec, level, name)[1]])

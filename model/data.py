@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engagement.table import RankingTable
+from engagement.errors import EvergreenError
+from engagement.table import Level, RankingTable, TableSpec
 from model.config import RankerConfig, TrainConfig
 from model.weights import RowWeights
 
@@ -64,6 +65,28 @@ class Batch:
 def pick_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def place_of(spec: TableSpec, level: Level, name: str) -> tuple[int, int]:
+    """Which of a level's hashed features has this name, and which column of the block it is.
+
+    Raises:
+        EvergreenError: There is no such categorical feature.
+    """
+    column = 0
+    for place, feature in enumerate(spec.of(level, hashed=True)):
+        if feature.name == name and feature.kind == "categorical":
+            return place, column
+        column += feature.width
+    raise EvergreenError(
+        f"the features have no categorical {level} feature {name!r}",
+        "Declare it: histories and content vectors are matched by it",
+    )
+
+
+def action_types(bits_BL: Tensor, actions: int) -> Tensor:
+    """(B, L) bit masks -> (B, L, actions): 1 where bit `a` is set. All actions are told apart, action 0 included."""
+    return (bits_BL[..., None] >> torch.arange(actions, device=bits_BL.device)) & 1
 
 
 class Batcher:

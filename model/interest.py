@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from engagement.errors import EvergreenError
-from model.content import Content, fold_in
-from model.data import Batch
+from model.content import ALWAYS, VERSIONED, Content, fold_in
+from model.data import Batch, action_types
 from model.layers import NumericNorm
 
 SIGNALS = 5
@@ -66,7 +66,7 @@ class ContentVectors(nn.Module):
         self.norm = NumericNorm(SIGNALS)
         self.set(
             Content(
-                since=np.array([np.iinfo(np.int64).min]),
+                since=np.array([ALWAYS]),
                 item_keys=np.array([_NOBODY]),
                 item_VIC=np.zeros((1, 1, dim), np.float32),
                 bias_VI=np.zeros((1, 1), np.float32),
@@ -90,7 +90,7 @@ class ContentVectors(nn.Module):
 
     def state(self) -> dict[str, Tensor]:
         """The final version, by name of the buffer."""
-        last = {n: getattr(self, n)[-1:] for n in ("item_VIC", "bias_VI", "user_VUC", "mean_V")}
+        last = {n: getattr(self, n)[-1:] for n in VERSIONED}
         return last | {n: getattr(self, n) for n in ("item_keys", "user_keys", "values_A")}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -99,11 +99,10 @@ class ContentVectors(nn.Module):
         Raises:
             EvergreenError: The vectors are of another width or for other actions.
         """
-        shapes = {n: (t.shape[-1],) for n, t in self.state().items() if n in ("item_VIC", "user_VUC", "values_A")}
-        if any(tensors[n].shape[-1:] != shape for n, shape in shapes.items()):
+        if any(tensors[n].shape[-1] != getattr(self, n).shape[-1] for n in ("item_VIC", "user_VUC", "values_A")):
             raise EvergreenError("the content vectors have another width than the ranker", "Train again from scratch")
         arrays = {n: t.cpu().numpy() for n, t in tensors.items()}
-        self.set(Content(since=np.array([np.iinfo(np.int64).min]), **arrays))
+        self.set(Content(since=np.array([ALWAYS]), **arrays))
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Interest:
@@ -114,8 +113,7 @@ class ContentVectors(nn.Module):
         history_BLC, bias_BL = self._items(batch.history_ids_BL, version_B[:, None])
         place_B, known_B = _find(self.user_keys, batch.request_ids_BW[:, self.user_column])
         batch_BC = self.user_VUC[version_B, place_B] * known_B[:, None]
-        shifts = torch.arange(len(self.values_A), device=batch.history_bits_BL.device)
-        types_BLA = (batch.history_bits_BL[..., None] >> shifts) & 1
+        types_BLA = action_types(batch.history_bits_BL, len(self.values_A))
         # All that was known, also what training hides from the sequence: evaluation must see the same numbers.
         now_BC, level_B = fold_in(
             history_BLC, bias_BL, types_BLA, batch.history_mask_BL, self.mean_V[version_B], self.values_A

@@ -103,10 +103,10 @@ class Calibrated(nn.Module):
         return torch.sigmoid(logits_NA.double() * self.scale + self.shift).float()
 
 
-def mlp(width: int, hidden: tuple[int, ...], dropout: float) -> nn.Sequential:
-    """Linear, ReLU and dropout for every hidden width."""
+def mlp(width: int, hidden: tuple[int, ...], dropout: float = 0.0) -> nn.Sequential:
+    """Linear, ReLU and, where there is any, dropout for every hidden width."""
     parts: list[nn.Module] = []
     for size in hidden:
-        parts += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(dropout)]
+        parts += [nn.Linear(width, size), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
         width = size
     return nn.Sequential(*parts)

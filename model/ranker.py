@@ -1,7 +1,7 @@
-"""The Homefeed ranker: merged embedding table, TransAct, DCNv2 crosses, one sigmoid head an action.
+"""The Homefeed ranker: one embedding table, content vectors, TransAct, an interaction, one sigmoid head an action.
 
 Shapes: B requests, N candidates, L actions (newest first), W hashed columns, F numeric columns, D embedding width,
-G hashed features (a feature may take several columns), X width of the crossed vector, A actions.
+G hashed features (a feature may take several columns), A actions, E width of an item's vector.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from engagement.errors import EvergreenError
 from engagement.table import Level, RankingTable, TableSpec
 from model.config import RankerConfig
-from model.data import Batch, Batcher, quantiles
+from model.data import Batch, Batcher, action_types, place_of, quantiles
 from model.fields import Hashed, Numeric
 from model.hashing import MISSING_ROW, rows_of
 from model.interactions import build
@@ -43,7 +43,7 @@ class Ranker(nn.Module):
         spec: What the columns mean.
 
     Raises:
-        EvergreenError: There is no categorical candidate feature `item_id`.
+        EvergreenError: There is no categorical feature `user_id` of the request or `item_id` of the candidate.
     """
 
     seen: Tensor
@@ -51,8 +51,8 @@ class Ranker(nn.Module):
     def __init__(self, config: RankerConfig, spec: TableSpec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        _, user_column = _place(spec, "request", USER_FEATURE)
-        self.item_feature, self.item_column = _place(spec, "candidate", ITEM_FEATURE)
+        _, user_column = place_of(spec, "request", USER_FEATURE)
+        self.item_feature, self.item_column = place_of(spec, "candidate", ITEM_FEATURE)
         # The table holds how an id differs from its feature's fallback vector and starts at zero, so an id that
         # training never saw is the fallback and no noise. `seen` marks the rows that training changed: an id is known
         # by both of its rows, which a new id has by chance only as often as the filled share of the table squared.
@@ -183,9 +183,7 @@ class Ranker(nn.Module):
 
     def _sequence(self, history_BLD: Tensor, candidate_ND: Tensor, interest: Interest, batch: Batch) -> Tensor:
         last = self.config.attended
-        # Bit a of the mask is action a; shifting tells all of them apart, action 0 included.
-        shifts = torch.arange(len(self.spec.actions), device=batch.history_bits_BL.device)
-        types_BLA = ((batch.history_bits_BL[:, :last, None] >> shifts) & 1).to(history_BLD.dtype)
+        types_BLA = action_types(batch.history_bits_BL[:, :last], len(self.spec.actions)).to(history_BLD.dtype)
         age_BL1 = torch.log1p(batch.history_hours_BL[:, :last, None])
         fallback_D = self._hashed("candidate").fallback[self.item_feature]
         action_BLH = torch.cat(
@@ -200,16 +198,3 @@ class Ranker(nn.Module):
             [l2_normalise(candidate_ND, LEARNED_EPS), l2_normalise(interest.item_NC, LEARNED_EPS)], -1
         )
         return self.sequence(action_BLH, candidate_NE, batch.history_visible_BL[:, :last], batch.request_of_row)
-
-
-def _place(spec: TableSpec, level: Level, name: str) -> tuple[int, int]:
-    """Which of a level's hashed features has this name, and which column it is."""
-    column = 0
-    for place, feature in enumerate(spec.of(level, hashed=True)):
-        if feature.name == name and feature.kind == "categorical":
-            return place, column
-        column += feature.width
-    raise EvergreenError(
-        f"the features have no categorical {level} feature {name!r}",
-        "Declare it: histories and content vectors are matched by it",
-    )

@@ -1,6 +1,6 @@
 """Row weights of the training loss, computed as batches are cut: memory grows with users, never with rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,4 +61,4 @@ def row_weights(table: RankingTable, config: TrainConfig) -> RowWeights:
         total += float(raw.of(rows, np.repeat(requests, sizes)).sum(dtype=np.float64))
     if not total > 0:
         raise EvergreenError("every training row has weight 0", "Give sampled candidates a weight above 0")
-    return RowWeights(table, config.sampled_weight, users, by_user, total / table.rows)
+    return replace(raw, mean=total / table.rows)

@@ -5,16 +5,16 @@ thread. Results go to a file with one line a run, from which a killed benchmark 
 """
 
 import argparse
-import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.kept import Kept
 from benchmarks.measure import measure
+from benchmarks.page import spread
 from benchmarks.ranker import models
 from benchmarks.ranker.data import WINDOWS, cache, split, tables
 from engagement.table import RankingTable
@@ -65,22 +65,20 @@ def run(
         models.prepare(model, dataset, window)
     wanted = [(model, seed) for model in chosen for seed in range(seeds if models.has_seeds(model) else 1)]
     keys = {job: f"{dataset} {window} {job[0]} {job[1]} {models.digest(job[0], dataset)}" for job in wanted}
-    known = _known()
+    kept = Kept(cache() / "quality.jsonl")
     # Threads only wait: each measurement is a process of its own.
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(processes) as pool:
         waiting = {}
-        for model, seed in (job for job in wanted if keys[job] not in known):
+        for model, seed in (job for job in wanted if keys[job] not in kept):
             arguments: dict[str, Any] = {"dataset": dataset, "window": window, "model": model, "seed": seed}
             done = pool.submit(measure, "benchmarks.ranker.quality:one", timeout=TIMEOUT, **arguments)
             waiting[done] = model, seed
         for done in as_completed(waiting):
             job, measured = waiting[done], done.result()
-            known[keys[job]] = measured.result
-            with _file().open("a") as out:
-                out.write(json.dumps({"key": keys[job], **measured.result, "peak_mb": round(measured.peak_mb)}) + "\n")
+            kept.add(keys[job], {**measured.result, "peak_mb": round(measured.peak_mb)})
             print(f"{job[0]} seed {job[1]}: HIT@3 {measured.result['hit3']:.4f}", file=sys.stderr, flush=True)
-    rows = {model: [known[keys[job]] for job in wanted if job[0] == model] for model in chosen}
+    rows = {model: [kept[keys[job]] for job in wanted if job[0] == model] for model in chosen}
     return _section(dataset, window, rows)
 
 
@@ -99,7 +97,7 @@ def _section(dataset: str, window: str, rows: dict[str, list[dict]]) -> str:
         f"|---|{'---|' * (len(COLUMNS) + 1)}",
     ]
     for model, runs in rows.items():
-        cells = [_cell([r[name] for r in runs if name in r], digits) for name, (_, digits) in COLUMNS.items()]
+        cells = [spread([r[name] for r in runs if name in r], digits) for name, (_, digits) in COLUMNS.items()]
         lines.append(f"| {model} | {' | '.join(cells)} | {len(runs)} |")
     lines += [
         "",
@@ -108,31 +106,6 @@ def _section(dataset: str, window: str, rows: dict[str, list[dict]]) -> str:
         "LambdaMART's scores only order, so they have no log-loss.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _cell(values: list[float], digits: int) -> str:
-    if not values:
-        return "–"
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
-def _file() -> Path:
-    path = cache() / "quality.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _known() -> dict[str, dict]:
-    """Results by key. A line that a kill left unfinished is measured again."""
-    rows = {}
-    for line in _file().read_text().splitlines() if _file().exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows[row.pop("key")] = row
-    return rows
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
+from benchmarks.kept import Kept
 from benchmarks.measure import measure
 from engagement.table import RankingTable
 from model.bundle import Bundle, code_digest
@@ -144,18 +145,14 @@ def _bundle(trainer: Trainer, data: RankingTable, recipe: Recipe, digest: str) -
 
 def results(source: Path, cache: Path) -> list[dict]:
     """One result a scale; those in the cache are not measured again."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in cache.read_text().splitlines()] if cache.exists() else []
-    found = {line["scale"]: line for line in lines if line["code"] == code_digest()}
-    for scale in (s for s in SCALES if s not in found):
+    kept, keys = Kept(cache), {scale: f"x{scale} {code_digest()}" for scale in SCALES}
+    for scale in (s for s in SCALES if keys[s] not in kept):
         with tempfile.TemporaryDirectory() as directory:
             repeat(RankingTable.load(source), scale, Path(directory) / "table")
             disk = sum(p.stat().st_size for p in Path(directory).rglob("*.npy"))
             measured = measure("benchmarks.ranker.scale:work", table=str(Path(directory) / "table")).result
-        found[scale] = {"scale": scale, "code": code_digest(), "disk": disk, **measured}
-        with cache.open("a") as out:
-            out.write(json.dumps(found[scale]) + "\n")
-    return [found[s] for s in SCALES]
+        kept.add(keys[scale], {"disk": disk, **measured})
+    return [kept[keys[s]] for s in SCALES]
 
 
 def run(source: Path, cache: Path) -> str:

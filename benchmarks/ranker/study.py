@@ -8,7 +8,6 @@ depends on, so a killed study continues where it stopped and a changed recipe or
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,7 +19,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.kept import Kept
 from benchmarks.measure import measure
+from benchmarks.page import spread
 from benchmarks.ranker.data import WINDOWS, cache, split, tables
 from benchmarks.ranker.variants import FULL, PATCHES, interactions, ladder
 from engagement.errors import EvergreenError
@@ -112,40 +113,21 @@ def train_and_score(
     }
 
 
-def cached(path: Path) -> dict[str, dict[str, Any]]:
-    """Results by key. A line that a kill cut short is passed over."""
-    results = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        results[json.dumps(entry["key"])] = entry["result"]
-    return results
-
-
 def results_of(
     jobs: list[Job], path: Path, code: str, processes: int, run: Callable[[Job], dict[str, Any]] = Job.run
 ) -> dict[str, list[dict[str, Any]]]:
     """Results by variant, in the order of the jobs; what the cache lacks is run and written to it as it ends."""
-    keys = {job: json.dumps(job.key(code)) for job in jobs}
-    known = cached(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and not path.read_bytes().endswith(b"\n")
-    with path.open("a") as out, ThreadPoolExecutor(processes) as pool:
-        out.write("\n" if torn else "")
-        running = {pool.submit(run, job): job for job in jobs if keys[job] not in known}
+    keys, kept = {job: job.key(code) for job in jobs}, Kept(path)
+    with ThreadPoolExecutor(processes) as pool:
+        running = {pool.submit(run, job): job for job in jobs if keys[job] not in kept}
         try:
             for done in as_completed(running):
-                job = running[done]
-                known[keys[job]] = done.result()
-                out.write(json.dumps({"key": job.key(code), "result": known[keys[job]]}) + "\n")
-                out.flush()
+                kept.add(keys[running[done]], done.result())
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure: what has not begun must not begin
     found: dict[str, list[dict[str, Any]]] = {}
     for job in jobs:
-        found.setdefault(job.name, []).append(known[keys[job]])
+        found.setdefault(job.name, []).append(kept[keys[job]])
     return found
 
 
@@ -158,13 +140,6 @@ def hyper_parameters(recipe: Recipe) -> int:
         return sum(map(leaves, value)) if isinstance(value, list | tuple) else 1
 
     return leaves(recipe.to_json()["ranker"])
-
-
-def spread(runs: list[dict[str, Any]], column: str, digits: int = 4) -> str:
-    """Mean ± standard deviation over the seeds."""
-    values = [run[column] for run in runs]
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
 def table_of(recipes: dict[str, Recipe], results: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -181,13 +156,14 @@ def table_of(recipes: dict[str, Recipe], results: dict[str, list[dict[str, Any]]
         if not good:
             lines.append(f"| {name} | – | – | – | – | – | – | – | {hyper_parameters(recipes[name])} | {trouble} |")
             continue
-        mean = statistics.mean(run["hit3"] for run in good)
+        hit3_, auc_ = ([run[column] for run in good] for column in ("hit3", "auc"))
+        mean = statistics.mean(hit3_)
         base = mean if base is None else base
         peak, latency, rows = (
             statistics.median(run[column] for run in good) for column in ("peak_mb", "ms_per_1k", "train_rows_per_s")
         )
         lines.append(
-            f"| {name} | {spread(good, 'hit3')} | {100 * (mean / base - 1):+.2f} % | {spread(good, 'auc')} "
+            f"| {name} | {spread(hit3_)} | {100 * (mean / base - 1):+.2f} % | {spread(auc_)} "
             f"| {peak:,.0f} | {latency:.1f} | {rows:,.0f} | {good[0]['parameters']:,} "
             f"| {hyper_parameters(recipes[name])} | {trouble} |"
         )

@@ -1,29 +1,29 @@
 """Inference of TransAct beside Pinterest's reference code, one process, one core, the two taking turns.
 
-    python -m benchmarks.ranker.transact [FILE]
+    python -m benchmarks.ranker.transact
 
 The reference (pinterest/transformer_user_action, Apache-2.0) is cloned at a pinned commit into the benchmarks' cache;
 EVERGREEN_TRANSACT names another place to clone from. It gets one head, as in the paper, and its weights are copied into
 ours, so both compute the same outputs where the reference is right: full histories, no action id 0, one layer after
 another. It always computes 100 actions; with real lengths ours skips padding, and outputs differ by the reference's
-defects. FILE keeps finished cases as JSON lines.
+defects.
 """
 
 import importlib
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.kept import Kept
 from benchmarks.ranker.data import cache
+from model.bundle import code_digest
 from model.gemm import keep_memory
 from model.transact import SelfAttention, TransAct
 
@@ -75,7 +75,7 @@ def same_weights(theirs: Any, summary: nn.Linear) -> TransAct:
     return ours
 
 
-def case(name: str, lengths: list[int], candidates: int) -> dict:
+def case(lengths: list[int], candidates: int) -> dict:
     """Candidates a CPU second of both, and the largest difference of their outputs."""
     torch.manual_seed(0)
     theirs, summary = reference(), nn.Linear((FIRST + 1) * WIDTH, SUMMARY)
@@ -102,11 +102,10 @@ def case(name: str, lengths: list[int], candidates: int) -> dict:
             seconds.append((middle - start, time.process_time() - middle))
         difference = float((summary(slow_out) - fast_out).abs().max())
     reference_s, ours_s = (statistics.median(s) for s in zip(*seconds[1:], strict=True))
-    found = {"reference": len(row) / reference_s, "ours": len(row) / ours_s, "difference": difference}
-    return {"lengths": name, "candidates": candidates, **found}
+    return {"reference": len(row) / reference_s, "ours": len(row) / ours_s, "difference": difference}
 
 
-def run(results: Path | None = None) -> str:
+def run() -> str:
     """The section of the results page."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -118,15 +117,13 @@ def run(results: Path | None = None) -> str:
         "| histories | candidates a request | Evergreen, candidates/s | reference | ratio | largest difference |",
         "|---|---|---|---|---|---|",
     ]
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results and results.exists() else []
+    kept = Kept(cache() / "transact.jsonl")
     for name, lengths in LENGTHS.items():
         for candidates in CANDIDATES:
-            found = next((d for d in done if (d["lengths"], d["candidates"]) == (name, candidates)), None)
-            if found is None:
-                found = case(name, lengths, candidates)
-                if results:
-                    with results.open("a") as out:
-                        out.write(json.dumps(found) + "\n")
+            key = f"{name} {candidates} {code_digest()}"
+            if key not in kept:
+                kept.add(key, case(lengths, candidates))
+            found = kept[key]
             exact = f"{found['difference']:.0e}" if name == "full" else "-"
             ratio = found["ours"] / found["reference"]
             lines.append(
@@ -136,4 +133,4 @@ def run(results: Path | None = None) -> str:
 
 
 if __name__ == "__main__":
-    print(run(*(Path(a) for a in sys.argv[1:])))
+    print(run())

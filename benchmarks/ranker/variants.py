@@ -75,8 +75,8 @@ class NoTypes(TransAct):
     """Actions are their items: neither type nor age."""
 
     def forward(self, hist_BLH: Tensor, cand_NC: Tensor, mask_BL: Tensor, request_of_row: Tensor) -> Tensor:
-        items = hist_BLH.shape[-1] - cand_NC.shape[-1]
-        only_BLH = torch.cat([torch.zeros_like(hist_BLH[..., :items]), hist_BLH[..., items:]], -1)
+        kind = hist_BLH.shape[-1] - cand_NC.shape[-1]
+        only_BLH = torch.cat([torch.zeros_like(hist_BLH[..., :kind]), hist_BLH[..., kind:]], -1)
         return super().forward(only_BLH, cand_NC, mask_BL, request_of_row)
 
 
@@ -90,20 +90,12 @@ class PlainTransformer(NoTypes):
 class NoMaxPool(TransAct):
     """The first K outputs alone."""
 
-    def _rest(self, x_NLE: Tensor, mask_NL: Tensor | None, folded: list) -> Tensor:
-        weight = self.summary.weight
-        outputs = self.first * self.width
-        kept = torch.cat([weight[:, :outputs], torch.zeros_like(weight[:, outputs:])], 1)
-        return torch.func.functional_call(_Rest(self, x_NLE, mask_NL, folded), {"model.summary.weight": kept}, ())
-
-
-class _Rest(nn.Module):
-    def __init__(self, model: TransAct, *given: object) -> None:
-        super().__init__()
-        self.model, self.given = model, given
-
-    def forward(self) -> Tensor:
-        return TransAct._rest(self.model, *self.given)  # type: ignore[arg-type]
+    def __init__(self, *sizes: float) -> None:
+        super().__init__(*sizes)  # type: ignore[arg-type]
+        kept = self.first * self.width
+        self.summary.register_forward_pre_hook(
+            lambda _, given: nn.functional.pad(given[0][..., :kept], (0, self.width))
+        )
 
 
 class LateFusion(TransAct):

@@ -1,6 +1,6 @@
 """What every interaction is, and parts that several of them use.
 
-Shapes: N rows, X width of the input, F fields, H hidden width.
+Shapes: N rows, X width of the input.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 FIELD_EPS = 0.01
 """Added to the variance of a field. Ids with little data have short embeddings on purpose (`layers.LEARNED_EPS`); with
-the usual 1e-5 a field norm would blow their random start up to the size of a well-known id."""
+the usual 1e-5 a field norm would blow them up to the size of a well-known id's."""
 
 
 class Interaction(nn.Module):
@@ -44,9 +44,3 @@ class FieldNorm(nn.Module):
             for part, run in zip(parts, self.runs, strict=True)
         ]
         return torch.cat(normed, -1) * self.weight + self.bias
-
-
-def relu_mlp(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
-    """Linear and ReLU for every hidden width."""
-    layers = [(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise((width, *hidden))]
-    return nn.Sequential(*itertools.chain.from_iterable(layers))

@@ -15,8 +15,8 @@ from model.interactions.crosses import FullRank, full_rank
 class MaskBlock(nn.Module):
     """relu(LN(W (mask * LN_field(x)))) with mask = W_2 relu(W_1 x + b_1) + b_2.
 
-    Wang et al. 2021, MaskNet, arXiv 2102.07619 (its mask block on feature embedding). The mask
-    starts around one: at first the block passes its normed input on.
+    Wang et al. 2021, MaskNet, arXiv 2102.07619 (its mask block on feature embedding). The mask starts around one: at
+    first the block passes its normed input on.
     """
 
     def __init__(self, width: int, hidden: int, out: int) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from model.interactions import sizes as s
-from model.interactions.base import Interaction, relu_mlp
+from model.interactions.base import Interaction
+from model.layers import mlp
 
 
 class EncoderLayer(nn.Module):
@@ -66,7 +67,7 @@ class Stream(nn.Module):
         nn.init.zeros_(opened.weight)
         nn.init.zeros_(opened.bias)
         self.gate = nn.Sequential(nn.Linear(width, sizes.gate), nn.ReLU(), opened)
-        self.mlp = relu_mlp(width, sizes.hidden)
+        self.mlp = mlp(width, sizes.hidden)
 
     def forward(self, x_NX: Tensor) -> Tensor:
         """(N, X) -> (N, last hidden width)."""
@@ -115,7 +116,7 @@ class DeepLight(Interaction):
         self.pairs = nn.Parameter(torch.empty(sizes.maps, fields, fields))
         nn.init.normal_(self.pairs, std=1 / fields)
         self.register_buffer("upper", torch.ones(fields, fields).triu(1), persistent=False)
-        self.mlp = relu_mlp(fields * sizes.width, sizes.hidden)
+        self.mlp = mlp(fields * sizes.width, sizes.hidden)
         self.out_features = sizes.maps + [fields * sizes.width, *sizes.hidden][-1]
 
     def forward(self, x_NX: Tensor) -> Tensor:
