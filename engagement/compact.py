@@ -4,8 +4,6 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
-import polars as pl
-
 from engagement import parts as writing
 from engagement.contract import Manifest, engagement_schema
 from engagement.files import read_part
@@ -13,7 +11,7 @@ from engagement.index import Part, load_index, save_index
 from engagement.parts import make_part, sweep
 from engagement.reading import frame
 from engagement.report import CompactReport
-from engagement.snapshot import ORDER
+from engagement.snapshot import ORDER, seen_manifest, together
 from engagement.spill import DAY_US
 from engagement.validate import to_stored
 
@@ -84,11 +82,12 @@ def _groups(day: list[Part]) -> list[list[Part]]:
 
 
 def _merge(root: Path, group: list[Part]) -> Part:
-    rows = pl.concat([frame(read_part(root / p.path)) for p in group]).sort(ORDER)
+    schema = engagement_schema(seen_manifest(Manifest.load(root), group))
+    rows = together([frame(read_part(root / p.path)) for p in group], schema).sort(ORDER)
     return make_part(
         root,
         "engagements",
         (root / group[0].path).parent,
-        to_stored(rows, engagement_schema(Manifest.load(root))),
+        to_stored(rows, schema),
         merged=tuple(sorted((leaf for p in group for leaf in p.leaves), key=lambda leaf: leaf.path)),
     )

@@ -7,8 +7,8 @@ is known about users, `users/*.parquet`. This module says which columns those ho
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ ENGAGEMENT_REQUIRED = (*IDS, "event_timestamp")  # and one column an action
 ENGAGEMENT_FIXED = (*ENGAGEMENT_REQUIRED, "created_timestamp", "position", "sampled")
 ITEM_FIXED = ("item_id", "created_timestamp", "embedding")
 USER_FIXED = ("user_id", "event_timestamp")
+FEATURES = {"engagements": "context_features", "items": "item_features", "users": "user_features"}
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 
 
@@ -106,9 +107,25 @@ class Manifest:
         write_text(Path(directory) / "manifest.json", json.dumps(self.to_json(), indent=1) + "\n")
 
     def difference(self, other: "Manifest") -> list[str]:
-        """Names of the fields in which two manifests describe different data; licence and source may differ."""
-        compared = [f.name for f in fields(self) if f.name not in ("licence", "source")]
+        """Names of the fields in which two manifests describe different data; licence, source and features may."""
+        compared = [f.name for f in fields(self) if f.name not in ("licence", "source", *FEATURES.values())]
         return [n for n in compared if getattr(self, n) != getattr(other, n)]
+
+    def vanished(self, other: "Manifest") -> list[str]:
+        """Features that this manifest names and the other one does not, each with its table."""
+        held, given = self.features(), other.features()
+        return [f"'{name}' of {room}" for room in FEATURES for name in held[room] if name not in given[room]]
+
+    def with_features(self, added: Mapping[str, Iterable[str]]) -> "Manifest":
+        """This manifest with further features by table, behind those that it names."""
+        named: dict[str, Any] = {}
+        for room, new in added.items():
+            named[FEATURES[room]] = tuple(dict.fromkeys((*self.features()[room], *new)))
+        return replace(self, **named)
+
+    def features(self) -> dict[str, tuple[str, ...]]:
+        """The features by table."""
+        return {room: getattr(self, name) for room, name in FEATURES.items()}
 
 
 REJECTED = pa.schema([("reason", pa.string()), ("file", pa.string()), ("row", pa.string())])

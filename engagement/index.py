@@ -30,11 +30,13 @@ class Leaf:
         path: Relative to the store's root, with `/`.
         sha256: Of the file's bytes.
         known_from: As in `Part`.
+        added: As in `Part`.
     """
 
     path: str
     sha256: str
     known_from: int
+    added: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Part:
             with `as_of` at or before it sees nothing of the part.
         sampled: Rows that were drawn rather than logged.
         merged: The leaves that a compaction made it of, in path order; empty for a part that is its own leaf.
+        added: Its feature columns that the store's manifest did not name at first.
     """
 
     room: Room
@@ -65,11 +68,12 @@ class Part:
     known_from: int
     sampled: int = 0
     merged: tuple[Leaf, ...] = ()
+    added: tuple[str, ...] = ()
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:
         """What it was made of, in path order."""
-        return self.merged or (Leaf(self.path, self.sha256, self.known_from),)
+        return self.merged or (Leaf(self.path, self.sha256, self.known_from, self.added),)
 
     def seen(self, before: int) -> tuple[Leaf, ...]:
         """The leaves that hold a row known before an instant (microseconds): compaction does not change them."""
@@ -77,13 +81,18 @@ class Part:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON form that `from_json` reads back."""
-        plain = asdict(self)
-        return plain if self.merged else {k: v for k, v in plain.items() if k != "merged"}
+        plain = asdict(self) | {"merged": [_without_nothing(asdict(leaf)) for leaf in self.merged]}
+        return _without_nothing(plain)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Part":
         """The inverse of `to_json`."""
-        return cls(**{**data, "merged": tuple(Leaf(**leaf) for leaf in data.get("merged", ()))})
+        merged = tuple(Leaf(**{**leaf, "added": tuple(leaf.get("added", ()))}) for leaf in data.get("merged", ()))
+        return cls(**{**data, "merged": merged, "added": tuple(data.get("added", ()))})
+
+
+def _without_nothing(data: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in data.items() if k not in ("merged", "added") or v}
 
 
 def load_index(root: Path) -> tuple[Part, ...]:

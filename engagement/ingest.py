@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from engagement import profiles
 from engagement.compact import MANY_PARTS, compact
-from engagement.contract import Dataset, engagement_schema
+from engagement.contract import Dataset, Manifest, engagement_schema
 from engagement.errors import EvergreenError
 from engagement.files import read_part
 from engagement.forget import Tombstones
@@ -31,6 +31,7 @@ from engagement.reading import frame
 from engagement.report import ImportReport
 from engagement.sampling import CANDIDATES
 from engagement.settle import STORED, settle
+from engagement.snapshot import together
 from engagement.spill import RequestSpill, TimeSpill, request_hash
 from engagement.validate import BAD, Checked, check_engagements
 
@@ -66,6 +67,8 @@ class Import:
         self._progress = progress or (lambda stage, rows: None)
         self._schema = engagement_schema(dataset.manifest)
         self._parts = load_index(root)
+        first = Manifest.load(root) if self._parts else self._manifest
+        self._late = [n for n in self._manifest.context_features if n not in first.context_features]
         self._tombstones = Tombstones.load(root)
         self._work = root / ".tmp"
         self._tally = _Tally()
@@ -179,14 +182,14 @@ class Import:
             if hit.any():
                 rows = frame(read_part(path)).filter(pl.Series(hit))
                 rows = rows.filter(~pl.col("sampled") | pl.struct("request_id", "sampled").is_first_distinct())
-                spill.add(rows.with_columns(**marks).select(self._columns))
+                spill.add(together([rows], self._schema).with_columns(**marks).select(self._columns))
 
     def _settle(self, spill: RequestSpill, items: pl.DataFrame) -> TimeSpill:
         by_time, tally = TimeSpill(self._work / "times"), self._tally
         names = dict(enumerate(self._files))
         completes = self._manifest.exposure == "positives"
         for group in spill.groups(growth=CANDIDATES if completes else 1):
-            done = settle(group, self._schema.names, items if completes else None)
+            done = settle(group, self._schema.names, items if completes else None, self._late)
             file = pl.col("file").cast(pl.Int32).replace_strict(names, default="")
             self._quarantine.add(done.bad.with_columns(file))
             drawn = int(done.new["sampled"].sum())

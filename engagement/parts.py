@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engagement.contract import ITEM_FIXED, USER_FIXED, Manifest, engagement_schema
 from engagement.files import write_part
-from engagement.index import Leaf, Part, Room
+from engagement.index import INDEX, Leaf, Part, Room
 from engagement.profiles import Profiles
 from engagement.records import needed
 from engagement.snapshot import ORDER
@@ -58,6 +59,8 @@ def make_part(root: Path, room: Room, directory: Path, table: pa.Table, merged: 
     """Write a table of at least one row, in the stored columns and order, as a part; the index does not name it yet."""
     path, digest, size = write_part(directory, table)
     log = room == "engagements"
+    first = Manifest.load(root) if (root / INDEX).exists() else None
+    fixed = engagement_schema(first).names if first and log else (*ITEM_FIXED, *USER_FIXED)
     us = [
         table[n].cast(pa.int64())
         for n in (("event_timestamp", "created_timestamp") if log else table.column_names[1:2])
@@ -73,4 +76,5 @@ def make_part(root: Path, room: Room, directory: Path, table: pa.Table, merged: 
         known_from=pc.min(us[-1]).as_py(),
         sampled=pc.sum(table["sampled"]).as_py() if log else 0,
         merged=merged,
+        added=tuple(n for n in table.column_names if first and n not in (*fixed, *first.features()[room])),
     )

@@ -58,15 +58,18 @@ def merge(root: Path, parts: list[Part], room: Room, table: pa.Table, manifest: 
         table = pa.table({n: pa.array([], pa.string()) for n in names})
     schema = item_schema(manifest, table.schema) if room == "items" else user_schema(manifest, table.schema)
     if held:
-        schema = _same_types(room, schema, held[0].schema, table)
+        schema = _same_types(room, schema, pa.unify_schemas([h.schema for h in held]), table)
     key, time = schema.names[:2]
     keys = [key] if room == "items" else [key, time]
     checked = check_profiles(table, schema, room, now_us)
     stored = frame(pa.concat_tables(held, promote_options="default")) if held else checked.good.clear()
     content = [n for n in schema.names if n in stored.columns]
-    before = stored.select(*keys, _before=as_json(stored, content))
+    # A feature that came later is no change of the rows from before: they stay without a value.
+    late = [n for n in content if not all(n in h.schema.names for h in held)]
+    before = stored.select(*keys, _before=as_json(stored, content), **{f"_no_{n}": pl.col(n).is_null() for n in late})
     beside = checked.good.join(before, on=keys, how="left", maintain_order="left")
-    changed = beside.filter(pl.col("_before").is_not_null() & (pl.col("_before") != as_json(beside, content)))
+    shown = beside.with_columns(pl.when(~pl.col(f"_no_{n}").fill_null(value=False)).then(n).alias(n) for n in late)
+    changed = beside.filter(pl.col("_before").is_not_null() & (pl.col("_before") != as_json(shown, content)))
     new = beside.filter(pl.col("_before").is_null()).select(schema.names).sort(time, key)
     bad = pl.concat([checked.bad, as_bad(room, changed.with_columns(_reason=pl.lit("changed")), schema.names)])
     return Profiles(

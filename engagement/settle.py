@@ -1,5 +1,6 @@
 """Settling: what becomes of the rows of whole requests, beside each other and beside what the store holds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -33,7 +34,7 @@ class Settled:
     span: tuple[int, int] | None
 
 
-def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) -> Settled:
+def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None, late: Sequence[str] = ()) -> Settled:
     """Decide about every row of a group of whole requests.
 
     Args:
@@ -41,11 +42,12 @@ def settle(group: pl.DataFrame, columns: list[str], items: pl.DataFrame | None) 
             same requests (`_row` = `STORED`): all logged ones, and at least one sampled one where there are any.
         columns: The stored columns.
         items: All items in order of creation, to complete new requests from; None where exposure is logged.
+        late: Columns that the store did not have at first: a row from before them is present whatever they say now.
     """
     drawn = pl.col("sampled") & ~_GIVEN
     completed, group = group.filter(drawn).select("request_id").unique(), group.filter(~drawn)
     contested = _contested(group)
-    judged = _judge(group.filter(contested), columns)
+    judged = _judge(group.filter(contested), columns, late)
     alone = group.filter(~contested & _GIVEN).select(columns)
     accepted = judged.filter(pl.col("_reason").is_null())
     new = pl.concat([alone, accepted.filter(~pl.col("_present")).select(columns)])
@@ -91,16 +93,19 @@ def _contested(group: pl.DataFrame) -> pl.Series:
     return hashed.select(pl.col("row").is_duplicated() | several).to_series()
 
 
-def _judge(rows: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+def _judge(rows: pl.DataFrame, columns: list[str], late: Sequence[str]) -> pl.DataFrame:
     """The delivered rows with `_reason`, null for the usable ones, and `_present` where the store holds the row."""
     rows = rows.sort("_row")  # stored rows first, then the order of delivery: the first row is right
     stored = rows.filter(~_GIVEN)
     held = stored.select(*KEY, _held=True)
-    same = stored.select(*columns, _present=True)
+    fixed = [c for c in columns if c not in late]
+    same = stored.select(*fixed, *(pl.col(n).alias(f"_was_{n}") for n in late), _present=True)
+    agrees = [pl.col(f"_was_{n}").is_null() | (pl.col(f"_was_{n}") == pl.col(n)).fill_null(value=False) for n in late]
     owner = rows.group_by("request_id", maintain_order=True).agg(pl.col("user_id").first().alias("_owner"))
     given = rows.filter(_GIVEN)
     given = given.with_columns(_reason=pl.when(~pl.struct(columns).is_first_distinct()).then(pl.lit("duplicate")))
-    given = given.join(same, on=columns, how="left", nulls_equal=True, maintain_order="left")
+    given = given.join(same, on=fixed, how="left", nulls_equal=True, maintain_order="left")
+    given = given.with_columns(_present=pl.all_horizontal("_present", *agrees))
     given = given.join(owner, on="request_id", how="left", maintain_order="left")
     given = given.join(held, on=KEY, how="left", maintain_order="left")
     given = given.with_columns(pl.col("_present", "_held").fill_null(value=False))

@@ -7,6 +7,7 @@ rightly changes it.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +33,7 @@ class Snapshot:
         root: The store's directory.
         as_of: Only rows known strictly before it are seen; UTC.
         digest: Hex SHA-256 over the manifest, the list of (path, sha256) of the visible leaves, and `as_of`.
-        manifest: What the data is.
+        manifest: What the data is, with the features of which it sees a row.
         files: The parts that hold at least one visible row, in path order, as they were when the snapshot was taken.
     """
 
@@ -44,8 +45,9 @@ class Snapshot:
 
     @classmethod
     def of(cls, root: Path, manifest: Manifest, parts: tuple[Part, ...], as_of: datetime) -> "Snapshot":
-        """The snapshot of a store that consists of `parts`."""
+        """The snapshot of a store that consists of `parts` and had this manifest at first."""
         cut = to_us(as_of)
+        manifest = seen_manifest(manifest, parts, cut)
         files = tuple(sorted((p for p in parts if p.known_from < cut), key=lambda p: p.path))
         leaves = sorted((leaf.path, leaf.sha256) for p in files for leaf in p.seen(cut))
         named = {"manifest": manifest.to_json(), "files": leaves, "as_of": cut}
@@ -78,7 +80,7 @@ class Snapshot:
         schema = engagement_schema(self.manifest)
         if not frames:
             return schema.empty_table()
-        rows = pl.concat(frames)
+        rows = together(frames, schema)
         if self.manifest.exposure == "positives":
             rows = _without_shadowed(rows)
         return rows.sort(ORDER).to_arrow().cast(schema)
@@ -141,6 +143,25 @@ class Snapshot:
         table = pa.concat_tables(tables, promote_options="default")
         known = frame(table).filter(pl.col(order[0]).dt.timestamp("us") < to_us(self.as_of)).sort(order)
         return known.to_arrow().cast(table.schema)
+
+
+def seen_manifest(manifest: Manifest, parts: Iterable[Part], before: int | None = None) -> Manifest:
+    """A store's first manifest with the features that later parts brought, of those with a row known before an instant.
+
+    The features that one part added begin with those that an earlier one did: no import may leave one out.
+    """
+    added: dict[str, tuple[str, ...]] = {}
+    for part in parts:
+        for leaf in part.leaves if before is None else part.seen(before):
+            added[part.room] = max(added.get(part.room, ()), leaf.added, key=len)
+    return manifest.with_features(added)
+
+
+def together(frames: list[pl.DataFrame], schema: pa.Schema) -> pl.DataFrame:
+    """Rows of several parts in the columns of a schema: null in a feature that came after a part was written."""
+    rows = pl.concat(frames, how="diagonal")
+    absent = [pl.lit(None, pl.String).alias(n) for n in schema.names if n not in rows.columns]
+    return rows.with_columns(absent).select(schema.names)
 
 
 def _between(table: pa.Table, low: int | None, high: int, as_of: int) -> pl.DataFrame:

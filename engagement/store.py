@@ -16,20 +16,23 @@ same bytes.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import filelock
+import numpy as np
+import polars as pl
 
 from engagement.check import check
 from engagement.compact import compact, retain
 from engagement.contract import Dataset, Manifest
 from engagement.errors import EvergreenError
-from engagement.forget import forget
+from engagement.forget import Tombstones, forget
 from engagement.index import INDEX, from_us, load_index, to_us
 from engagement.ingest import Import
 from engagement.report import CheckReport, CompactReport, ForgetReport, ImportReport
-from engagement.snapshot import Snapshot
+from engagement.snapshot import Snapshot, seen_manifest
 
 LOCK_SECONDS = 600.0  # how long an import waits for another one
 
@@ -50,13 +53,13 @@ class EngagementStore:
 
     @property
     def manifest(self) -> Manifest:
-        """What the stored data is.
+        """What the stored data is, with all features that were ever delivered.
 
         Raises:
             EvergreenError: There is no data yet.
         """
         self._require()
-        return Manifest.load(self.root)
+        return seen_manifest(Manifest.load(self.root), load_index(self.root))
 
     def append(
         self,
@@ -66,7 +69,8 @@ class EngagementStore:
     ) -> ImportReport:
         """Import a dataset: the first one makes the store, later ones add to it.
 
-        Rows that the store already holds are counted and left alone, so that importing again changes nothing.
+        Rows that the store already holds are counted and left alone, so that importing again changes nothing. A later
+        dataset may have more features; rows from before have no value in them.
 
         Args:
             dataset: What to import; its engagements are read once, as a stream.
@@ -74,13 +78,13 @@ class EngagementStore:
             progress: Called with the stage (`read`, `settle` or `write`) and the rows done in it.
 
         Raises:
-            EvergreenError: The dataset is another one than the store's, breaks the contract, or has more bad
-                rows than `MAX_BAD_SHARE`; nothing was imported then.
+            EvergreenError: The dataset is another one than the store's, lacks a feature that the store has, breaks
+                the contract, or has more bad rows than `MAX_BAD_SHARE`; nothing was imported then.
         """
         now_us = to_us(now or datetime.now(UTC))
         with self._alone("the import"):
             if self.exists():
-                self._require_same(dataset.manifest)
+                dataset = replace(dataset, manifest=self._grown(dataset.manifest))
             return Import(self.root, dataset, now_us, progress).run()
 
     def compact(self) -> CompactReport:
@@ -134,6 +138,11 @@ class EngagementStore:
         with self._alone("the removal"):
             return forget(self.root, user_id)
 
+    def forgotten(self, users: np.ndarray) -> np.ndarray:
+        """Which of these ids (bytes) are of users whom the store has forgotten; a bool each."""
+        ids = pl.Series([u.decode() for u in users.tolist()], dtype=pl.String)
+        return Tombstones.load(self.root).of(ids).to_numpy()
+
     def snapshot(self, as_of: datetime) -> Snapshot:
         """What was known strictly before an instant; may hold no rows.
 
@@ -141,7 +150,7 @@ class EngagementStore:
             EvergreenError: There is no data yet, or the instant has no time zone.
         """
         self._require()
-        return Snapshot.of(self.root, self.manifest, load_index(self.root), as_of)
+        return Snapshot.of(self.root, Manifest.load(self.root), load_index(self.root), as_of)
 
     def time_range(self) -> tuple[datetime, datetime]:
         """The earliest and the latest `event_timestamp`.
@@ -179,10 +188,19 @@ class EngagementStore:
                 "Run evergreen data fetch movielens-100k, or evergreen data import DIR",
             )
 
-    def _require_same(self, manifest: Manifest) -> None:
-        differing = self.manifest.difference(manifest)
+    def _grown(self, manifest: Manifest) -> Manifest:
+        """A delivery's manifest with the store's features first."""
+        held = self.manifest
+        differing = held.difference(manifest)
         if differing:
             raise EvergreenError(
                 f"{self.root} holds '{self.manifest.name}', and '{manifest.name}' differs in {', '.join(differing)}",
                 "Choose another --home for it",
             )
+        vanished = held.vanished(manifest)
+        if vanished:
+            raise EvergreenError(
+                f"'{manifest.name}' lacks the feature {', '.join(vanished)}, which {self.root} holds",
+                "Deliver it, null where there is no value, or choose another --home",
+            )
+        return held.with_features(manifest.features())

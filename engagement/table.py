@@ -160,12 +160,17 @@ class RankingTable:
         """(N,) int64: the request that each candidate belongs to."""
         return np.repeat(np.arange(self.requests), np.diff(self.offsets))
 
+    def rows_of(self, requests: np.ndarray) -> np.ndarray:
+        """The candidates of the given requests, request after request."""
+        sizes = np.diff(self.offsets)[requests]
+        ends = np.cumsum(sizes)
+        return np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.offsets[requests] - (ends - sizes), sizes)
+
     def select(self, requests: np.ndarray) -> "RankingTable":
         """The given requests (indices, in the order given) with their candidates; histories are shared, not copied."""
         requests = np.asarray(requests, dtype=np.int64)
-        sizes = np.diff(self.offsets)[requests]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - self.offsets[requests], sizes)
+        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[requests])]).astype(np.int64)
+        rows = self.rows_of(requests)
         by_request = {n: getattr(self, n)[requests] for n in _REQUEST_COLUMNS}
         by_row = {n: getattr(self, n)[rows] for n in _ROW_COLUMNS}
         return replace(self, offsets=offsets, **by_request, **by_row)

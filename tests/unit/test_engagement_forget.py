@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,6 +38,13 @@ def on_disk(root, user=USER):
         elif user in path.read_bytes().decode("utf-8", "replace").split('"'):
             found.append(path)
     return found
+
+
+def test_store_tells_whom_it_has_forgotten(tmp_path):
+    store, _ = synth_store(tmp_path)
+    assert not store.forgotten(np.array([USER, "u4"], "S")).any() and store.forgotten(np.zeros(0, "S")).size == 0
+    store.forget(USER)
+    assert store.forgotten(np.array(["u4", USER, USER], "S")).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("exposure", ["impressions", "positives"])
