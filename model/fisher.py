@@ -3,8 +3,8 @@
 Definition. A sample is one candidate row with its request. F_i = mean over samples of (d loss_sample / d theta_i)^2,
 where loss_sample is the row's weighted multi-head loss on the observed labels (the empirical Fisher). The square is
 taken before the mean, so F does not depend on any batch size (squaring the gradient of a mini-batch's mean, as is
-common, shrinks F by about the batch size). Dense weights: `torch.func` (vmap of grad). Embedding rows: the gradient
-of a row is the sum of the gradients of the vectors that a sample looked up in it, so only touched rows exist.
+common, shrinks F by about the batch size). Dense weights: see `model/fisher_layers.py`. Embedding rows: the
+gradient of a row is the sum of the gradients of the vectors that a sample looked up in it, so only touched rows exist.
 
 Online EWC (Schwarz et al. 2018, arXiv 1805.06370): F_t = decay * F_{t-1} + F_new, around the newest weights.
 """
@@ -18,13 +18,14 @@ from torch import Tensor
 from engagement.table import RankingTable
 from model.config import TrainConfig
 from model.data import Batch, Batcher
+from model.fisher_layers import Loss, SquaredGradients, Tensors
 from model.hashing import MISSING_ROW
 from model.interest import Interest
 from model.loss import label_weights, task_loss
 from model.optim import dense_parameters
 from model.ranker import Ranker, Vectors
 
-_CHUNK = 64  # samples whose gradients are held at once; bounds memory, changes nothing else
+_CHUNK = 512  # samples that are computed at once; bounds memory, changes nothing else
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,26 @@ class Importance:
         dense = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         return cls(dense, tensors["fisher.rows"], tensors["fisher.table"])
 
+    def even(self, rows: Tensor) -> "Importance":
+        """As much importance in all, the same for every dense weight, and the same for every weight of these rows.
+
+        Args:
+            rows: (V,) int64, ascending: all rows of the table that were trained, touched by this importance or not.
+        """
+        weights = sum(v.numel() for v in self.dense.values())
+        mean = sum(float(v.sum()) for v in self.dense.values()) / max(1, weights)
+        width = self.table_UD.shape[1]
+        of_table = float(self.table_UD.sum()) / max(1, len(rows) * width)
+        dense = {k: torch.full_like(v, mean) for k, v in self.dense.items()}
+        return Importance(dense, rows, torch.full((len(rows), width), of_table))
+
     def after(self, old: "Importance | None", decay: float) -> "Importance":
         """Online EWC: this importance, measured now, on top of the decayed old one."""
         if old is None:
             return self
         dense = {k: decay * old.dense[k].to(v) + v for k, v in self.dense.items()}
         both = torch.cat([old.rows.to(self.rows), self.rows])
-        rows, slot = torch.unique(both, return_inverse=True)
-        values = torch.cat([decay * old.table_UD.to(self.table_UD), self.table_UD])
-        table_UD = torch.zeros(len(rows), values.shape[1], device=values.device).index_add(0, slot, values)
+        rows, table_UD = _summed(both, torch.cat([decay * old.table_UD.to(self.table_UD), self.table_UD]))
         return Importance(dense, rows, table_UD)
 
 
@@ -85,13 +97,30 @@ def measure(ranker: Ranker, batcher: Batcher, rows: np.ndarray, config: TrainCon
         config: For the label-weight matrix.
     """
     device = ranker.table.weight.device
+    example = _samples(ranker, batcher.of_rows(rows[:1]).to(device))
+    dense = SquaredGradients(_sample_loss(ranker, config), dict(dense_parameters(ranker)), *example)
+    found = torch.zeros(0, dtype=torch.long, device=device)
+    table_UD = ranker.table.weight.new_zeros(0, ranker.table.embedding_dim)
+    rows = rows[np.argsort(batcher.actions(rows), kind="stable")]  # a chunk pads to its longest history
+    for start in range(0, len(rows), _CHUNK):
+        batch = batcher.of_rows(rows[start : start + _CHUNK]).to(device)
+        vectors, *others = _samples(ranker, batch)
+        vectors = {k: v.requires_grad_() for k, v in vectors.items()}
+        dense.add(vectors, *others)
+        new, new_PD = _square_by_row(
+            ranker, batch, Vectors(**{k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in vectors.items()})
+        )
+        found, table_UD = _summed(torch.cat([found, new]), torch.cat([table_UD, new_PD]))
+    return Importance({k: v / len(rows) for k, v in dense.total.items()}, found, table_UD / len(rows))
+
+
+def _sample_loss(ranker: Ranker, config: TrainConfig) -> Loss:
+    """The loss of one sample as a function of weights, looked up vectors, interest and columns."""
+    device = ranker.table.weight.device
     matrix = label_weights(ranker.spec, config).to(device)
-    dense = {k: p.detach() for k, p in dense_parameters(ranker).items()}
     only_request = torch.zeros(1, dtype=torch.long, device=device)
 
-    def loss(
-        weights: dict[str, Tensor], vectors: dict[str, Tensor], known: dict[str, Tensor], columns: dict[str, Tensor]
-    ) -> Tensor:
+    def loss(weights: Tensors, vectors: Tensors, known: Tensors, columns: Tensors) -> Tensor:
         # A sample is a batch of one request with one candidate.
         batch = Batch(**{k: v[None] for k, v in columns.items() if k != "request_of_row"}, request_of_row=only_request)
         looked_up = Vectors(**{k: v[None] for k, v in vectors.items()})
@@ -99,23 +128,13 @@ def measure(ranker: Ranker, batcher: Batcher, rows: np.ndarray, config: TrainCon
         logits_NA = torch.func.functional_call(ranker, weights, (batch, looked_up, interest))
         return task_loss(logits_NA, batch.labels_NA, batch.weight_N, matrix)
 
-    gradients = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0, 0, 0))
-    total = {k: torch.zeros_like(p) for k, p in dense.items()}
-    touched, squares = [], []
-    for start in range(0, len(rows), _CHUNK):
-        batch = batcher.of_rows(rows[start : start + _CHUNK]).to(device)
-        with torch.no_grad():
-            vectors = ranker.lookup(batch)
-        by_weight, by_vector = gradients(dense, _tensors(vectors), _tensors(ranker.content(batch)), _tensors(batch))
-        for name, gradient in by_weight.items():
-            total[name] += gradient.square().sum(0)
-        row_ids, square_UD = _square_by_row(ranker, batch, Vectors(**by_vector))
-        touched.append(row_ids)
-        squares.append(square_UD)
-    found, slot = torch.unique(torch.cat(touched), return_inverse=True)
-    squares_PD = torch.cat(squares)
-    table_UD = squares_PD.new_zeros(len(found), squares_PD.shape[1]).index_add(0, slot, squares_PD)
-    return Importance({k: v / len(rows) for k, v in total.items()}, found, table_UD / len(rows))
+    return loss
+
+
+@torch.no_grad()
+def _samples(ranker: Ranker, batch: Batch) -> tuple[Tensors, Tensors, Tensors]:
+    """Vectors, interest and columns of a batch whose requests have one candidate each."""
+    return _tensors(ranker.lookup(batch)), _tensors(ranker.content(batch)), _tensors(batch)
 
 
 def _square_by_row(ranker: Ranker, batch: Batch, gradient: Vectors) -> tuple[Tensor, Tensor]:
@@ -135,6 +154,12 @@ def _square_by_row(ranker: Ranker, batch: Batch, gradient: Vectors) -> tuple[Ten
     halves_PD = torch.cat(halves)[real]
     sums_UD = halves_PD.new_zeros(len(pairs), half).index_add(0, slot, halves_PD)
     return pairs % buckets, sums_UD.square()
+
+
+def _summed(rows: Tensor, values_PD: Tensor) -> tuple[Tensor, Tensor]:
+    """The different rows, ascending, and the sums of their values."""
+    found, slot = torch.unique(rows, return_inverse=True)
+    return found, values_PD.new_zeros(len(found), values_PD.shape[1]).index_add(0, slot, values_PD)
 
 
 def _tensors(record: Batch | Vectors | Interest) -> dict[str, Tensor]:

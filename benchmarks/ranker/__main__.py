@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks import page
-from benchmarks.ranker import quality, scale, speed, study, transact
+from benchmarks.ranker import fisher, quality, scale, speed, study, transact
 from benchmarks.ranker.data import cache, table_path, tables
 
 HEAD = """# The ranker beside its peers
@@ -30,6 +30,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "ladder": ("Ablation ladder, MovieLens 100K", partial(study.run, "ladder", window="test")),
     "speed": ("Speed beside FuxiCTR", speed.run),
     "transact": ("Speed beside the reference TransAct", transact.run),
+    "fisher": ("The Fisher beside a loop", fisher.run),
     "scale": ("Scale", scaled),
 }
 
