@@ -153,7 +153,7 @@ def calibration_error(labels_N: np.ndarray, probabilities_N: np.ndarray, bins: i
     ECE = sum over bins b of n_b / N * |mean label of b - mean probability of b|. The rows are cut by the rank of their
     probability into `bins` bins with as many rows each (of equal width, nearly all rows of a rare action would share
     one bin). Equal probabilities share a bin, so the order of rows does not matter. A perfect model has an ECE above
-    0 by chance: about sqrt(2 * bins * p * (1 - p) / (pi * N)).
+    0 by chance: `chance_error`.
 
     Returns:
         NaN without rows or where a probability is NaN.
@@ -163,6 +163,12 @@ def calibration_error(labels_N: np.ndarray, probabilities_N: np.ndarray, bins: i
         return math.nan
     bin_N = np.searchsorted(np.sort(p_N), p_N) * bins // len(p_N)
     return float(np.abs(np.bincount(bin_N, np.asarray(labels_N, np.float64) - p_N)).sum() / len(p_N))
+
+
+def chance_error(labels_N: np.ndarray, bins: int = 15) -> float:
+    """Calibration error of a perfect model, about: sqrt(2 * bins * p * (1 - p) / (pi * N)); 0 without rows."""
+    p = float(np.mean(labels_N)) if len(labels_N) else 0.0
+    return math.sqrt(2 * bins * p * (1 - p) / (math.pi * max(1, len(labels_N))))
 
 
 def _shuffle_keys(table: RankingTable) -> np.ndarray:
