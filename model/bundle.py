@@ -22,7 +22,7 @@ from model.files import canonical, pack, read, sha, unpack, write_directory
 from model.ranker import Ranker
 
 WEIGHTS, MEMORY, CARD = "model.safetensors", "continual.safetensors", "bundle.json"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Bundle:
         strategy: Continual-learning strategy that made it.
         seed: Seed of everything random.
         parent: Digest of the champion that it was continued from, empty if it was trained from scratch.
+        updates: How many updates ago its line was trained from scratch.
         data: Digest of the training table.
         train_start: Time of its first training request.
         train_end: Time of its last training request.
@@ -52,6 +53,7 @@ class Bundle:
     strategy: str
     seed: int
     parent: str
+    updates: int
     data: str
     train_start: datetime
     train_end: datetime
@@ -111,7 +113,7 @@ class Bundle:
                     f"{directory} holds a model of format {card['format']}, and this code reads format {FORMAT}",
                     "Start a fresh home: a model of another architecture can be neither continued nor compared",
                 )
-            plain = ("strategy", "seed", "parent", "data", "train_rows", "code", "metrics")
+            plain = ("strategy", "seed", "parent", "updates", "data", "train_rows", "code", "metrics")
             return cls(
                 spec=TableSpec.from_json(card["spec"]),
                 recipe=Recipe.from_json(card["recipe"]),
@@ -132,6 +134,7 @@ class Bundle:
             "strategy": self.strategy,
             "seed": self.seed,
             "parent": self.parent,
+            "updates": self.updates,
             "data": self.data,
             "train_start": self.train_start.isoformat(),
             "train_end": self.train_end.isoformat(),

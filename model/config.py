@@ -66,6 +66,7 @@ class TrainConfig:
         update_epochs: Passes over the new window when continuing from a champion.
         rows_per_batch: Candidates in one step, over all processes, on average: whole requests are taken. On a GPU that
             cannot hold so many, fewer are chosen and the trained bundle's recipe holds that number.
+        update_rows_per_batch: The same for an update, whose window is short: smaller batches are more steps.
         lr: Peak learning rate of the dense part (AdamW).
         table_lr: Learning rate of the embedding table (row-wise Adagrad).
         update_lr_scale: Factor on both rates when continuing from a champion.
@@ -82,6 +83,9 @@ class TrainConfig:
         fisher_decay: Factor on the old importance when the new one is added (online EWC).
         fisher_rows: Most candidate rows from which the importance is estimated.
         distill_weight: Weight of the loss against the champion's predictions.
+        replay_share: Past requests that an update replays for every new one.
+        reservoir_requests: Most past requests that travel with the model to be replayed.
+        exam_requests: Most held-out requests that travel with it to see what was forgotten.
         checkpoint_steps: Steps between checkpoints.
         max_skipped_steps: Steps with a non-finite loss or gradient that are skipped before training is given up.
         threads: CPU threads; part of what makes a run reproducible to the bit.
@@ -93,6 +97,7 @@ class TrainConfig:
     epochs: int
     update_epochs: int
     rows_per_batch: int
+    update_rows_per_batch: int
     lr: float
     table_lr: float
     update_lr_scale: float
@@ -109,6 +114,9 @@ class TrainConfig:
     fisher_decay: float
     fisher_rows: int
     distill_weight: float
+    replay_share: float
+    reservoir_requests: int
+    exam_requests: int
     checkpoint_steps: int
     max_skipped_steps: int
     threads: int
@@ -163,8 +171,9 @@ def laptop() -> Recipe:
         ),
         TrainConfig(
             epochs=3,
-            update_epochs=1,
+            update_epochs=2,
             rows_per_batch=512,
+            update_rows_per_batch=256,
             lr=5e-3,
             table_lr=0.2,
             update_lr_scale=0.5,
@@ -179,8 +188,11 @@ def laptop() -> Recipe:
             user_weight_power=0.0,
             ewc_lambda=10.0,
             fisher_decay=0.9,
-            fisher_rows=2048,
+            fisher_rows=1024,
             distill_weight=0.5,
+            replay_share=1.0,
+            reservoir_requests=4096,
+            exam_requests=1024,
             checkpoint_steps=100,
             max_skipped_steps=10,
             threads=1,
@@ -214,10 +226,14 @@ def homefeed() -> Recipe:
         replace(
             small.train,
             epochs=1,
+            update_epochs=1,
             rows_per_batch=12_000,
+            update_rows_per_batch=12_000,
             lr=4.8e-3,
             time_window_hours=24.0,
             fisher_rows=65_536,
+            reservoir_requests=50_000,
+            exam_requests=10_000,
             checkpoint_steps=1000,
         ),
     )
@@ -241,11 +257,31 @@ def debug() -> Recipe:
         hidden=(32,),
         interaction=ParallelMaskNetDCN(blocks=2, ratio=0.5, width=32, crosses=2),
     )
-    return Recipe(sizes, replace(big.train, epochs=2, rows_per_batch=72, checkpoint_steps=5, fisher_rows=64, threads=1))
+    train = replace(
+        big.train,
+        epochs=2,
+        update_epochs=1,
+        rows_per_batch=72,
+        update_rows_per_batch=72,
+        checkpoint_steps=5,
+        fisher_rows=64,
+    )
+    return Recipe(sizes, train)
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"debug": debug, "laptop": laptop, "homefeed": homefeed}
 
 # Named here and not in continual.py, so that the command line knows them without importing torch.
-STRATEGY_NAMES = ("scratch", "finetune", "ewc+distill")
-DEFAULT_STRATEGY = "ewc+distill"
+STRATEGY_NAMES = (
+    "frozen",
+    "scratch",
+    "finetune",
+    "l2",
+    "ewc",
+    "distill",
+    "replay",
+    "ewc+distill",
+    "distill+replay",
+    "ewc+distill+replay",
+)
+DEFAULT_STRATEGY = "ewc+distill+replay"

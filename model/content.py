@@ -268,16 +268,19 @@ def _own_embeddings(
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """The data's own item embeddings, normalised and projected to C; None where the data has none.
 
-    The principal axes are those of the first window, carried in the state: an update keeps the coordinates.
+    The principal axes are those of the first window, carried in the state: an update keeps the coordinates. A column
+    whose axes are all zero is younger than they are (`model/grow.py`) and left out; where all are, vectors are learned.
     """
     columns, column = [], 0
     for feature in table.spec.of("candidate", hashed=False):
         columns += list(range(column, column + feature.width)) if feature.kind == "embedding" else []
         column += feature.width
-    if not columns:
+    if not columns or (len(axes_EC) == len(columns) and not axes_EC.any()):
         return None, axes_EC
     present, first = np.unique(items, return_index=True)
     own_KE = np.nan_to_num(np.asarray(table.item_num[rows[first]][:, columns], np.float64), posinf=0.0, neginf=0.0)
+    if axes_EC.shape == (len(columns), known_IC.shape[1]):
+        own_KE[:, ~axes_EC.any(1)] = 0
     own_KE /= np.maximum(np.linalg.norm(own_KE, axis=1, keepdims=True), 1e-12)
     dim = known_IC.shape[1]
     if axes_EC.shape != (len(columns), dim):

@@ -105,16 +105,20 @@ class Batcher:
 
     def of_requests(self, requests: np.ndarray) -> Batch:
         """The given requests (indices) with all their candidates."""
-        sizes = self.sizes(requests)
-        ends = np.cumsum(sizes)
-        request_of_row = np.repeat(np.arange(len(requests)), sizes)
-        rows = np.arange(ends[-1]) + np.repeat(self.table.offsets[requests] - (ends - sizes), sizes)
-        return self._batch(requests, rows, request_of_row)
+        request_of_row = np.repeat(np.arange(len(requests)), self.sizes(requests))
+        return self._batch(requests, self.table.rows_of(requests), request_of_row)
 
     def of_rows(self, rows: np.ndarray) -> Batch:
-        """The given candidates (row indices), each as a request of its own, with histories of full length."""
-        requests = np.searchsorted(self.table.offsets, rows, side="right") - 1
-        return self._batch(requests, rows, np.arange(len(rows)), trim=False)
+        """The given candidates (row indices), each as a request of its own."""
+        return self._batch(self._requests(rows), rows, np.arange(len(rows)))
+
+    def actions(self, rows: np.ndarray) -> np.ndarray:
+        """Number of actions in the history of each of the given candidates (row indices)."""
+        requests = self._requests(rows)
+        return self.table.history_end[requests] - self.table.history_start[requests]
+
+    def _requests(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.table.offsets, rows, side="right") - 1
 
     def sizes(self, requests: np.ndarray) -> np.ndarray:
         """Number of candidates of the given requests."""
@@ -124,7 +128,7 @@ class Batcher:
         """All requests in the order of an epoch: a resumed run cuts the batches that an unbroken one would."""
         return np.random.default_rng([seed, epoch]).permutation(self.table.requests)
 
-    def _batch(self, requests: np.ndarray, rows: np.ndarray, request_of_row: np.ndarray, trim: bool = True) -> Batch:
+    def _batch(self, requests: np.ndarray, rows: np.ndarray, request_of_row: np.ndarray) -> Batch:
         t, weight = self.table, np.ones(len(rows), np.float32)
         if self.weights is not None:
             weight = self.weights.of(rows, requests[request_of_row])
@@ -138,15 +142,15 @@ class Batcher:
             "rows": rows,
             "labels_NA": t.labels[rows].astype(np.float32),
             "weight_N": weight,
-            **self._history(requests, trim),
+            **self._history(requests),
         }
         return Batch(**{name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()})
 
-    def _history(self, requests: np.ndarray, trim: bool) -> dict[str, np.ndarray]:
+    def _history(self, requests: np.ndarray) -> dict[str, np.ndarray]:
         t, config = self.table, self.config
         start, end = t.history_start[requests], t.history_end[requests]
         longest = int(np.max(end - start, initial=0))
-        length = min(config.history, max(longest, config.first)) if trim else config.history
+        length = min(config.history, max(longest, config.first))
         index = end[:, None] - 1 - np.arange(length)
         mask = index >= start[:, None]
         index = np.where(mask, index, 0)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from engagement.errors import EvergreenError
@@ -21,11 +22,14 @@ from model.bundle import Bundle, code_digest
 from model.checkpoint import Checkpoints
 from model.config import Recipe
 from model.content import learn
-from model.continual import STRATEGIES, Strategy, Window
+from model.continual import STRATEGIES, Rehearsal, Strategy, Window
 from model.data import Batcher, pick_device, table_digest
 from model.distributed import Ranks
+from model.exam import held_out
 from model.files import canonical, sha
 from model.fisher import Importance, measure, sample_rows
+from model.grow import changes, grown
+from model.reservoir import EXAM, RESERVOIR, Reservoir, Seen, choose, without_users
 from model.trainer import Trainer, reproducible
 from model.weights import row_weights
 
@@ -33,6 +37,7 @@ _CONTENT = "content."  # prefix in a bundle's memory
 _VERSIONS = 8  # of the content vectors over a window trained from scratch
 
 Progress = Callable[[int, int, float], None]  # (step, steps, loss)
+Forgotten = Callable[[np.ndarray], np.ndarray]
 
 
 def train(
@@ -43,25 +48,33 @@ def train(
     seed: int,
     checkpoints: Path,
     progress: Progress | None = None,
+    forgotten: Forgotten | None = None,
 ) -> Bundle:
-    """Train on all requests of the table.
+    """Train on the requests of the table, but for those that are kept for exams (`model.exam`).
 
     Args:
         table: The training window: everything for a run from scratch, the new requests for an update.
         recipe: Sizes and training configuration; an update must have the champion's sizes.
         strategy: Name in `STRATEGIES`. One that continues a champion trains from scratch where there is none.
-        parent: The champion.
+        parent: The champion. The strategy `frozen` gives it back as it is.
         seed: Seed of everything random. On a CPU, equal inputs give equal bits.
         checkpoints: Directory for this run's checkpoints; a killed run continues from it, a finished one empties it.
         progress: Called after every step.
+        forgotten: Tells which user ids (bytes) must not be learned from again: their past requests are let go.
 
     Raises:
         EvergreenError: The strategy is unknown, the table is empty or has nothing to learn from, it does not fit the
             champion, or training diverged.
     """
     chosen = _checked(table, recipe, strategy, parent)
-    champion = parent if chosen.continues else None
-    started = time.monotonic()
+    if parent and not chosen.trains:
+        return parent
+    champion = grown(parent, table) if parent and chosen.continues else None
+    if champion and forgotten:
+        champion = replace(champion, memory=without_users(champion.memory, champion.spec, forgotten))
+    started, cpu = time.monotonic(), time.process_time()
+    kept_for_exam = held_out(table)
+    exam, table = table.select(np.flatnonzero(kept_for_exam)), table.select(np.flatnonzero(~kept_for_exam))
     with reproducible(recipe.train.threads):
         batcher = Batcher(table, recipe.ranker, row_weights(table, recipe.train))
         trainer = Trainer(table.spec, recipe, seed, batcher, champion, pick_device(), Ranks.current())
@@ -70,8 +83,7 @@ def train(
         content, state = learn(table, recipe.ranker.content, 1 if champion else _VERSIONS, seed, known)
         trainer.ranker.content.set(content)
         if champion:
-            window = Window(champion, table, recipe.train, trainer.device)
-            trainer.extra_losses = chosen.extra_losses(window)
+            trainer.extra_losses = chosen.extra_losses(Window(champion, table, trainer.config, trainer.device, seed))
         else:
             trainer.ranker.fit_statistics(table)
         recipe = _fitted(recipe, trainer)
@@ -79,17 +91,22 @@ def train(
         kept = Checkpoints(checkpoints, _run_key(recipe, strategy, champion, seed, data))
         loss = trainer.run(kept, progress or (lambda step, steps, loss: None))
         fitted = time.monotonic()
-        measured = _measured(trainer, recipe)
-        importance = chosen.importance(measured, champion, recipe.train.fisher_decay)
+        importance = _measured(trainer, recipe)
+        if champion:
+            importance = importance.after(Importance.from_tensors(champion.memory), recipe.train.fisher_decay)
+        measured = time.monotonic()
+        past = _remembered(trainer, recipe, champion, exam)
+    replayed = sum(loss.weight for loss in trainer.extra_losses if isinstance(loss, Rehearsal))
     start, end = (_instant(int(t)) for t in (table.time.min(), table.time.max()))
     bundle = Bundle(
         spec=table.spec,
         recipe=recipe,
         weights=trainer.ranker.state(),
-        memory=trainer.memory() | importance.to_tensors() | {_CONTENT + k: v for k, v in state.items()},
+        memory=trainer.memory() | importance.to_tensors() | {_CONTENT + k: v for k, v in state.items()} | past,
         strategy=strategy,
         seed=seed,
-        parent=champion.digest if champion else "",
+        parent=parent.digest if parent and champion else "",
+        updates=champion.updates + 1 if champion else 0,
         data=data,
         train_start=start,
         train_end=end,
@@ -100,8 +117,10 @@ def train(
             "skipped_steps": trainer.skipped,
             "peak_memory_mb": trainer.peak.megabytes,
             "loader_share": trainer.loader_share,
+            "rows_read": table.rows * trainer.epochs * (1 + replayed),
             "train_seconds": fitted - started,
-            "importance_seconds": time.monotonic() - fitted,
+            "importance_seconds": measured - fitted,
+            "cpu_seconds": time.process_time() - cpu,
         },
     )
     if trainer.ranks.rank == 0:
@@ -109,11 +128,31 @@ def train(
     return bundle
 
 
+def _remembered(
+    trainer: Trainer, recipe: Recipe, champion: Bundle | None, exam: RankingTable
+) -> dict[str, torch.Tensor]:
+    """What travels of the requests themselves: a reservoir of those trained on, and an exam of those held out."""
+    config, table, history = recipe.train, trainer.batcher.table, recipe.ranker.history
+    trainer.ranker.eval()
+    new = table.select(choose(table.request_id, table.user_id, config.reservoir_requests, trainer.seed))
+    found = {
+        RESERVOIR: (Reservoir(new, Seen.by(trainer.ranker, new)), config.reservoir_requests),
+        EXAM: (Reservoir(exam), config.exam_requests),
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    for prefix, (reservoir, capacity) in found.items():
+        old = Reservoir.from_tensors(champion.memory, prefix, champion.spec) if champion else None
+        tensors |= reservoir.joined(old, capacity, trainer.seed, history).to_tensors(prefix)
+    return tensors
+
+
 def _fitted(recipe: Recipe, trainer: Trainer) -> Recipe:
     """The recipe with a batch that fits the GPU; on a CPU as it is."""
     if trainer.device.type != "cuda":
         return recipe
     rows = trainer.fit_batch(torch.cuda.get_device_properties(trainer.device).total_memory)
+    if trainer.continued:
+        return replace(recipe, train=replace(recipe.train, update_rows_per_batch=rows))
     return replace(recipe, train=replace(recipe.train, rows_per_batch=rows))
 
 
@@ -137,7 +176,7 @@ def _measured(trainer: Trainer, recipe: Recipe) -> Importance:
 def _checked(table: RankingTable, recipe: Recipe, strategy: str, parent: Bundle | None) -> Strategy:
     if strategy not in STRATEGIES:
         raise EvergreenError(f"there is no strategy {strategy!r}", f"Choose one of {', '.join(STRATEGIES)}")
-    if not table.rows:
+    if held_out(table).all():
         raise EvergreenError("the training table is empty", "Choose a window with engagement in it")
     if table.labels.max() > 1:
         raise EvergreenError("the training table has labels other than 0 and 1", "Build the table again")
@@ -147,11 +186,7 @@ def _checked(table: RankingTable, recipe: Recipe, strategy: str, parent: Bundle 
         if not table.labels[:, table.spec.actions.index(primary)].any():
             raise EvergreenError(f"no training row has the action {primary!r}", "Choose a longer window")
         return chosen
-    if parent.spec != table.spec:
-        raise EvergreenError(
-            "the champion was trained on other features or actions than this table has",
-            "Train with --strategy scratch",
-        )
+    changes(parent.spec, table.spec)
     if parent.recipe.ranker != recipe.ranker:
         raise EvergreenError("the champion has other sizes than this recipe", "Train with --strategy scratch")
     return chosen

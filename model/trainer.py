@@ -15,8 +15,8 @@ from engagement.table import TableSpec
 from model.bundle import Bundle
 from model.checkpoint import Checkpoints
 from model.config import Recipe
-from model.continual import ExtraLoss
-from model.data import Batch, Batcher, hide
+from model.continual import ExtraLoss, Step
+from model.data import Batcher, hide
 from model.distributed import Ranks
 from model.loader import Loader, Part, ahead, mix, requests_per_batch
 from model.loss import label_weights, task_loss
@@ -75,7 +75,9 @@ class Trainer:
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        self.config, self.seed, self.batcher, self.device = recipe.train, seed, batcher, device
+        config = recipe.train
+        self.config = replace(config, rows_per_batch=config.update_rows_per_batch) if champion else config
+        self.seed, self.batcher, self.device = seed, batcher, device
         self.ranks, self.ahead = ranks, 2 if device.type == "cuda" else 0
         self.extra_losses: list[ExtraLoss] = []
         self.skipped, self.loader_share, self.peak = 0, 0.0, Peak(device)
@@ -121,7 +123,7 @@ class Trainer:
                 part = next(parts)
                 waited += time.perf_counter() - asked
                 self._seed(step + 1, 2, self.ranks.rank)  # for dropout inside layers
-                loss = self._step(part, self.scale * rate(step, steps, config.warmup))
+                loss = self._step(part, step, self.scale * rate(step, steps, config.warmup))
                 if np.isfinite(loss):
                     self._loss_sum, self._loss_steps = self._loss_sum + loss, self._loss_steps + 1
                 progress(step + 1, steps, loss)
@@ -156,7 +158,7 @@ class Trainer:
         batch = hide(self.batcher.of_requests(largest), self.config, generator).to(self.device)
         self.peak.forget()
         try:
-            loss = self._loss(batch)
+            loss = self._loss(Part(batch, 1.0), 0)
             self.peak.note()
             loss.backward()
             self.peak.note()
@@ -193,13 +195,13 @@ class Trainer:
         rows = self.ranker.seen.nonzero()[:, 0]
         return {"table.rows": rows.cpu(), "table.sums": self.table_optimizer.sums[rows].cpu()}
 
-    def _step(self, part: Part, scale: float) -> float:
-        """One step at `scale` times the peak learning rates; returns the loss, finite or not.
+    def _step(self, part: Part, number: int, scale: float) -> float:
+        """The step of that number at `scale` times the peak learning rates; returns the loss, finite or not.
 
         Loss and gradients are those of the whole batch, the same in every process, so all of them skip or none.
         """
         config, table = self.config, self.ranker.table.weight
-        loss = self._loss(part.batch.to(self.device)) * part.share
+        loss = self._loss(part, number) * part.share
         self.peak.note()
         self.scaler.scale(loss).backward()
         loss = loss.detach().clone()
@@ -221,16 +223,17 @@ class Trainer:
         self._clear()
         return value
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, part: Part, number: int) -> Tensor:
         kind, precision = self.device.type, self.config.precision
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        batch = part.batch.to(self.device)
         self.ranker.train()
         with torch.autocast(kind, dtype=dtype, enabled=precision == "bf16" or self.scaler.is_enabled()):
             logits_NA = self._logits(batch, self.ranker.lookup(batch))
-        logits_NA = logits_NA.float()
-        loss = task_loss(logits_NA, batch.labels_NA, batch.weight_N, self.matrix)
-        for extra in self.extra_losses:
-            loss = loss + extra(self.ranker, batch, logits_NA)
+            step = Step(number, self.ranker, batch, logits_NA.float(), part.share)
+            loss = task_loss(step.logits_NA, batch.labels_NA, batch.weight_N, self.matrix)
+            for extra in self.extra_losses:
+                loss = loss + extra(step)
         return loss
 
     def _clear(self) -> None:

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from model import fisher
-from model.continual import STRATEGIES, Window, distillation, ewc_penalty
+from model.continual import STRATEGIES, Step, Window, distillation, ewc
 from model.data import Batcher
-from model.fisher import Importance, measure, sample_rows
+from model.exam import exam_of
+from model.fisher import Importance
 from model.hashing import rows_of
-from model.loss import label_weights, task_loss
 from model.metrics import hit3, hits
-from model.optim import dense_parameters
+from model.penalty import penalty
 from model.predict import score
+from model.reservoir import RESERVOIR, Reservoir
 from model.train import train
 from model.weights import row_weights
 from tests.unit.model_synth import make, recipe
@@ -36,109 +36,39 @@ def batcher_of(table, config):
     return Batcher(table, config.ranker, row_weights(table, config.train))
 
 
-def loop_fisher(ranker, batcher, rows, config):
-    """One backward pass a sample, through the sparse table itself."""
-    matrix = label_weights(ranker.spec, config)
-    dense = {k: torch.zeros_like(p) for k, p in dense_parameters(ranker).items()}
-    table = torch.zeros_like(ranker.table.weight)
-    for row in rows:
-        batch = batcher.of_rows(np.array([row]))
-        ranker.zero_grad(set_to_none=True)
-        task_loss(ranker(batch), batch.labels_NA, batch.weight_N, matrix).backward()
-        for name, p in dense_parameters(ranker).items():
-            dense[name] += 0 if p.grad is None else p.grad.square()
-        table += ranker.table.weight.grad.coalesce().to_dense().square()
-    return {k: v / len(rows) for k, v in dense.items()}, table / len(rows)
+def step_of(ranker, batch, logits=None):
+    return Step(0, ranker, batch, torch.zeros(1) if logits is None else logits, 1.0)
 
 
-def test_fisher_equals_a_loop_over_single_samples(champion):
-    config, table = recipe(user_weight_power=0.5), make(60, seed=7)
-    ranker, batcher, rows = fresh_ranker(champion), batcher_of(table, config), np.arange(0, 200, 3)
-    found = measure(ranker, batcher, rows, config.train)
-    dense, rows_RD = loop_fisher(ranker, batcher, rows, config.train)
-    for name, expected in dense.items():
-        torch.testing.assert_close(found.dense[name], expected, rtol=1e-4, atol=1e-9)
-    everywhere = torch.zeros_like(rows_RD).index_copy(0, found.rows, found.table_UD)
-    torch.testing.assert_close(everywhere, rows_RD, rtol=1e-4, atol=1e-9)
-    assert float(rows_RD.sum()) > 0 and set(rows_RD.sum(1).nonzero()[:, 0].tolist()) <= set(found.rows.tolist())
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 500])
-def test_fisher_does_not_depend_on_how_many_samples_are_taken_at_once(champion, monkeypatch, chunk):
-    config, table = recipe(), make(30, seed=7)
-    ranker, batcher, rows = fresh_ranker(champion), batcher_of(table, config), np.arange(40)
-    reference = measure(ranker, batcher, rows, config.train)
-    monkeypatch.setattr(fisher, "_CHUNK", chunk)
-    other = measure(ranker, batcher, rows, config.train)
-    assert torch.equal(reference.rows, other.rows)
-    torch.testing.assert_close(reference.table_UD, other.table_UD, rtol=1e-4, atol=1e-10)
-    for name, value in reference.dense.items():
-        torch.testing.assert_close(value, other.dense[name], rtol=1e-4, atol=1e-10)
-
-
-def test_fisher_is_not_the_square_of_the_mean_gradient(champion):
-    """The common shortcut, an order of magnitude too small."""
-    config, table = recipe(), make(30, seed=7)
-    ranker, batcher = fresh_ranker(champion), batcher_of(table, config)
-    found = measure(ranker, batcher, np.arange(40), config.train)
-    batch = batcher.of_rows(np.arange(40))
-    task_loss(ranker(batch), batch.labels_NA, batch.weight_N, label_weights(ranker.spec, config.train)).backward()
-    shortcut = ranker.heads.weight.grad.square().sum()
-    assert found.dense["heads.weight"].sum() > 3 * shortcut
-
-
-def test_importance_decays_and_rows_join():
-    old = Importance({"w": torch.tensor([2.0])}, torch.tensor([1, 4]), torch.tensor([[1.0], [2.0]]))
-    new = Importance({"w": torch.tensor([3.0])}, torch.tensor([4, 9]), torch.tensor([[5.0], [7.0]]))
-    both = new.after(old, 0.5)
-    assert both.dense["w"].tolist() == [4.0] and both.rows.tolist() == [1, 4, 9]
-    assert both.table_UD.flatten().tolist() == [0.5, 6.0, 7.0] and new.after(None, 0.5) is new
-    assert Importance.from_tensors(both.to_tensors()).rows.tolist() == [1, 4, 9]
-    assert Importance.from_tensors({}) is None
-
-
-def test_rows_to_measure_on_are_drawn_by_seed_and_bounded():
-    table = make(60)
-    assert sample_rows(table, 10**6, 0).tolist() == list(range(table.rows))
-    drawn = sample_rows(table, 20, 0)
-    assert len(set(drawn.tolist())) == 20 and (drawn == sample_rows(table, 20, 0)).all()
-    assert (drawn != sample_rows(table, 20, 1)).any()
-
-
-def test_ewc_penalty_equals_its_formula_on_the_rows_of_the_batch(champion):
+def test_ewc_is_half_lambda_times_the_pull_and_nothing_at_the_champion(champion):
     config, table = recipe(ewc_lambda=6.0), make(30, seed=9)
     ranker, importance = fresh_ranker(champion), Importance.from_tensors(champion.memory)
-    batch = batcher_of(table, config).of_requests(np.arange(5))
-    penalty = ewc_penalty(Window(champion, table, config.train, CPU))
-    assert penalty(ranker, batch, torch.zeros(1)).item() == 0.0
+    step = step_of(ranker, batcher_of(table, config).of_requests(np.arange(5)))
+    loss = ewc(Window(champion, table, config.train, CPU, 0))
+    assert loss(step).item() == 0.0
     with torch.no_grad():
         for p in ranker.parameters():
             p.add_(0.1)
-    expected = sum(float(f.sum()) for f in importance.dense.values())
-    ids = torch.cat([batch.request_ids_BW.flatten(), batch.item_ids_NW.flatten(), batch.history_ids_BL.flatten()])
-    touched = rows_of(ids, config.ranker.buckets)
-    expected += float(importance.table_UD[torch.isin(importance.rows, touched)].sum())
-    assert penalty(ranker, batch, torch.zeros(1)).item() == pytest.approx(3.0 * expected * 0.01, rel=1e-3)
+    assert loss(step).item() == pytest.approx(3 * penalty(champion, importance, table, CPU)(ranker, step.batch).item())
 
 
-def test_ewc_gradient_touches_only_rows_of_the_batch(champion):
-    config, table = recipe(), make(30, seed=9)
-    ranker = fresh_ranker(champion)
-    batch = batcher_of(table, config).of_requests(np.arange(2))
-    ewc_penalty(Window(champion, table, config.train, CPU))(ranker, batch, torch.zeros(1)).backward()
-    touched = ranker.table.weight.grad.coalesce().indices()[0]
-    ids = torch.cat([batch.request_ids_BW.flatten(), batch.item_ids_NW.flatten(), batch.history_ids_BL.flatten()])
-    assert len(touched) and torch.isin(touched, rows_of(ids, config.ranker.buckets)).all()
+def test_l2_pulls_as_much_in_all_and_the_same_on_every_weight(champion):
+    importance = Importance.from_tensors(champion.memory)
+    even = importance.even(champion.weights["table.rows"])
+    totals = [[sum(float(v.sum()) for v in i.dense.values()), float(i.table_UD.sum())] for i in (importance, even)]
+    assert totals[1] == pytest.approx(totals[0], rel=1e-3)
+    assert len({float(x) for v in even.dense.values() for x in (v.min(), v.max())}) == 1
+    assert torch.equal(even.rows, champion.weights["table.rows"]) and len(even.rows) >= len(importance.rows)
 
 
 def test_distillation_is_lowest_where_the_student_is_the_champion(champion):
     config, table = recipe(), make(30, seed=9)
-    loss = distillation(Window(champion, table, config.train, CPU))
+    loss = distillation(Window(champion, table, config.train, CPU, 0))
     batch = batcher_of(table, config).of_requests(np.arange(10, 20))
     ranker = fresh_ranker(champion)
     logits = ranker(batch)
-    at = float(loss(ranker, batch, logits))
-    assert all(float(loss(ranker, batch, logits + shift)) > at for shift in (-0.3, 0.3))
+    at = float(loss(step_of(ranker, batch, logits)).detach())
+    assert all(float(loss(step_of(ranker, batch, logits + shift)).detach()) > at for shift in (-0.3, 0.3))
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +83,10 @@ def updates(worlds, tmp_path_factory):
     old, new, _, _ = worlds
     directory, base = tmp_path_factory.mktemp("u"), recipe(epochs=3, update_epochs=3, fisher_rows=512)
     first = train(old, base, "scratch", None, 0, directory)
-    held = recipe(epochs=3, update_epochs=3, ewc_lambda=10_000.0, distill_weight=0.0, fisher_rows=512)
-    runs = {"champion": first, "ewc": train(new, held, "ewc+distill", first, 0, directory)}
-    return runs | {s: train(new, base, s, first, 0, directory) for s in ("finetune", "ewc+distill")}
+    held = recipe(epochs=3, update_epochs=3, ewc_lambda=10_000.0, fisher_rows=512)
+    runs = {"champion": first, "ewc": train(new, held, "ewc", first, 0, directory)}
+    names = ("finetune", "distill", "replay", "ewc+distill+replay")
+    return runs | {s: train(new, base, s, first, 0, directory) for s in names}
 
 
 def quality(bundle, table):
@@ -167,8 +98,9 @@ def test_update_learns_the_new_world_and_forgets_less_than_finetuning(worlds, up
     old = {n: quality(updates[n], old_later) for n in updates}
     new = {n: quality(updates[n], new_later) for n in updates}
     assert old["champion"] - old["finetune"] > 0.1  # fine-tuning does forget here
-    assert old["champion"] - old["ewc+distill"] < 0.8 * (old["champion"] - old["finetune"])
-    assert new["ewc+distill"] > new["champion"] + 0.1
+    for name in ("distill", "replay", "ewc+distill+replay"):
+        assert old["champion"] - old[name] < 0.8 * (old["champion"] - old["finetune"]), (name, old)
+        assert new[name] > new["champion"] + 0.05, (name, new)
 
 
 def test_ewc_moves_important_weights_less_than_finetuning(updates):
@@ -184,7 +116,7 @@ def test_ewc_moves_important_weights_less_than_finetuning(updates):
 
 
 def test_update_carries_statistics_accumulators_and_importance_over(updates):
-    first, after = updates["champion"], updates["ewc+distill"]
+    first, after = updates["champion"], updates["ewc+distill+replay"]
     assert after.parent == first.digest and first.parent == ""
     for name in (n for n in first.weights if "norm.mean" in n or "norm.std" in n):
         assert torch.equal(first.weights[name], after.weights[name])
@@ -213,18 +145,21 @@ def test_scratch_ignores_the_champion_and_continuing_without_one_starts_from_scr
     window = make(40, seed=6)
     alone, beside = (train(window, recipe(), "scratch", parent, 0, tmp_path) for parent in (None, champion))
     assert alone.digest == beside.digest and beside.parent == ""
-    first = train(window, recipe(), "ewc+distill", None, 0, tmp_path)
+    first = train(window, recipe(), "ewc+distill+replay", None, 0, tmp_path)
     assert all(torch.equal(first.weights[k], alone.weights[k]) for k in alone.weights)
 
 
 def test_new_users_and_items_need_no_rebuild(champion, tmp_path):
     window = make(60, users=60, items=90, seed=6)
-    update = train(window, recipe(), "ewc+distill", champion, 0, tmp_path)
+    update = train(window, recipe(), "ewc+distill+replay", champion, 0, tmp_path)
     assert len(update.weights["table.rows"]) > len(champion.weights["table.rows"]) + 20
     assert np.isfinite(score(update, window)).all()
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_leaves_an_importance_for_the_next(champion, tmp_path, name):
+def test_every_strategy_leaves_what_any_other_can_continue_from(champion, tmp_path, name):
     update = train(make(20, seed=6), recipe(), name, champion, 0, tmp_path)
-    assert Importance.from_tensors(update.memory) is not None and update.strategy == name
+    assert Importance.from_tensors(update.memory) is not None and exam_of(update) is not None
+    assert Reservoir.from_tensors(update.memory, RESERVOIR, update.spec).seen is not None
+    assert (update is champion) == (name == "frozen")
+    assert update.updates == (0 if name in ("frozen", "scratch") else 1)

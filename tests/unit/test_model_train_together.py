@@ -32,7 +32,7 @@ def learn(out: Path) -> None:
     first = train(
         FIRST, recipe(**EXACT), "scratch", None, 0, out / "kept", lambda step, steps, loss: losses.append(loss)
     )
-    after = train(NEW, recipe(**EXACT), "ewc+distill", first, 0, out / "kept")
+    after = train(NEW, recipe(**EXACT), "ewc+distill+replay", first, 0, out / "kept")
     first.save(where / "first")
     after.save(where / "after")
     (where / "losses.json").write_text(json.dumps(losses))
@@ -49,7 +49,9 @@ def runs(tmp_path_factory):
 def close(one, two, **tolerance):
     assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, two[name], **tolerance, msg=lambda told, n=name: f"{n}: {told}")
+        torch.testing.assert_close(
+            value, two[name], equal_nan=True, **tolerance, msg=lambda told, n=name: f"{n}: {told}"
+        )
 
 
 @pytest.mark.parametrize("name", ["first", "after"])
@@ -62,7 +64,7 @@ def test_two_processes_end_in_the_weights_and_importance_of_one(runs, name):
 
 def test_two_processes_have_the_loss_of_one_on_every_step(runs):
     one, two = (json.loads((runs / d / "rank0" / "losses.json").read_text()) for d in ("one", "two"))
-    assert one == pytest.approx(two, rel=1e-6) and len(one) == 5
+    assert one == pytest.approx(two, rel=1e-6) and len(one) == 4
 
 
 def test_every_process_gets_the_same_bundle(runs):

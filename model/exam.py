@@ -1,0 +1,26 @@
+"""Requests that are kept for exams: no model is ever trained on them, so any model can be asked what it still knows.
+
+A bounded sample of those of all past windows travels with the model, so that the question can be asked anywhere.
+"""
+
+import numpy as np
+import xxhash
+
+from engagement.table import RankingTable
+from model.bundle import Bundle
+from model.reservoir import EXAM, Reservoir
+
+SHARE = 10
+"""One request in so many, by the hash of its id: the same ones for every strategy, seed, slot and machine."""
+
+
+def held_out(table: RankingTable) -> np.ndarray:
+    """(R,) bool: the requests that are kept for exams."""
+    ids = table.request_id.tolist()
+    return np.fromiter((xxhash.xxh3_64_intdigest(i) % SHARE == 0 for i in ids), bool, table.requests)
+
+
+def exam_of(bundle: Bundle) -> RankingTable | None:
+    """The held-out requests that travel with a model, those of its own training window among them; None without any."""
+    kept = Reservoir.from_tensors(bundle.memory, EXAM, bundle.spec)
+    return kept.table if kept else None
