@@ -1,7 +1,8 @@
 """What every step shares: how it is declared, how it starts, how it tells its progress.
 
 A step is a lightweight Python component: KFP ships the source of the function, the image holds these packages.
-So a step's body imports what it needs and stays a few lines around functions that a test calls directly.
+So a step's body imports what it needs and stays a few lines around functions that a test calls directly. PyTorch is
+imported in functions only: the command line reads every step to compile a pipeline, and would wait seconds for it.
 """
 
 import json

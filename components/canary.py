@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kfp import dsl
 
@@ -9,10 +10,12 @@ from components.base import step, tell
 from components.requests import latest_requests
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
-from serving.rollout import RolloutResult
+
+if TYPE_CHECKING:
+    from serving.rollout import RolloutResult
 
 
-def roll_out(settings: Settings, version: str, as_of: datetime, again: bool) -> RolloutResult:
+def roll_out(settings: Settings, version: str, as_of: datetime, again: bool) -> "RolloutResult":
     """Roll one version out against the latest real requests; `again` gives one that came back a second chance."""
     from serving.registry import Registry
     from serving.rollout import Rollout

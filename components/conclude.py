@@ -6,22 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from components.base import step
-from components.plan import Plan
+from components.plan import TRAINED, Plan
 from evergreen.settings import Settings
 
 
 def result_of(settings: Settings, plan: Plan, version: str, went_live: str) -> dict[str, Any]:
     """What one retrain did: what `status`, the table at the end and a script read."""
     run = plan.directory(settings)
+    gate, train = (json.loads((run / name).read_text()) for name in ("gate.json", TRAINED))
     rollout = settings.serving / "rollouts" / f"{version}.json"
     return {
         **json.loads(plan.to_json()),
         "version": version,
         "outcome": went_live,
-        "gate": json.loads((run / "gate.json").read_text()),
+        "gate": gate,
         "drift": json.loads((run / "drift" / "drift.json").read_text()),
         "rollout": json.loads(rollout.read_text()) if went_live != "held" else None,
-        "train": json.loads((run / "train.json").read_text()),
+        "train": train.pop(gate["chosen"]),
+        "not_chosen": train,
         "finished_at": settings.clock().isoformat(),
     }
 

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -11,19 +12,19 @@ from kfp import dsl
 from components.base import step, tell
 from engagement.table import RankingTable, micros
 from evergreen.settings import Settings
-from model.bundle import Bundle
-from model.metrics import hit3, hits
-from model.predict import score
 from monitoring.drift import Skew
 from monitoring.frame import sample_frame
 from monitoring.verdict import DriftVerdict
+
+if TYPE_CHECKING:
+    from model.bundle import Bundle
 
 SAMPLE_REQUESTS = 1500  # enough rows for a distribution, few enough to score in a second
 REFERENCE = "reference.parquet"
 
 
 def scored_sample(
-    bundle: Bundle, table: RankingTable, directory: Path, start: datetime, end: datetime
+    bundle: "Bundle", table: RankingTable, directory: Path, start: datetime, end: datetime
 ) -> tuple[pa.Table, float]:
     """A sample of what was shown in [start, end): raw feature values, the model's scores, the labels.
 
@@ -38,6 +39,9 @@ def scored_sample(
         The sample, one row a candidate, and the model's HIT@3 of the primary action on its requests (NaN if none
         has more than three candidates).
     """
+    from model.metrics import hit3, hits
+    from model.predict import score
+
     sample = pq.read_table(directory / "sample.parquet")
     rows = sample["row"].to_numpy()
     request = table.request_of_row[rows]
@@ -73,6 +77,7 @@ def check_window(
         out: Directory for the page and the verdict.
         skew: The parity of served and training features, if it could be asked.
     """
+    from model.bundle import Bundle
     from monitoring.drift import check
     from monitoring.workspace import record
 

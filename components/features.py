@@ -18,15 +18,25 @@ if TYPE_CHECKING:
 LAST_PARITY = "parity.json"  # under the features' root: what the newest materialisation was compared to
 
 
-def write_table(settings: Settings, snapshot: Snapshot, start: datetime, end: datetime, out: Path) -> RankingTable:
-    """Build the views up to the snapshot and write the ranking table of requests in [start, end) to `out`."""
+def write_table(
+    settings: Settings,
+    snapshot: Snapshot,
+    start: datetime,
+    end: datetime,
+    out: Path,
+    sample_from: datetime | None = None,
+) -> RankingTable:
+    """Build the views up to the snapshot and write the ranking table of requests in [start, end) to `out`.
+
+    The sample for drift beside it is of requests from `sample_from` on: a long history would leave it few new ones.
+    """
     from feature_repo.repo import FeatureRepo
 
     repo = FeatureRepo.of(settings)
     tell("building feature views")
     repo.build(snapshot)
     tell("joining features point-in-time")
-    return repo.table(snapshot, start, end, out)
+    return repo.table(snapshot, start, end, out, sample_from)
 
 
 def publish(settings: Settings, snapshot: Snapshot) -> "Parity | None":
@@ -64,7 +74,7 @@ def build_features(plan: str, table: dsl.Output[dsl.Dataset], parity: dsl.Output
 
     settings, p = begin(), Plan.from_json(plan)
     snapshot = Snapshot.load(settings.data, p.snapshot)
-    written = write_table(settings, snapshot, p.train_start, p.as_of, Path(table.path))
+    written = write_table(settings, snapshot, p.train_start, p.as_of, Path(table.path), p.update_start)
     write(publish(settings, snapshot), Path(parity.path))
     table.metadata.update(requests=written.requests, rows=written.rows, snapshot=p.snapshot, run_key=p.run_key)
 

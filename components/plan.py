@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.base import step
 from engagement.errors import EvergreenError
@@ -15,10 +16,20 @@ from engagement.snapshot import Snapshot
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
 
+if TYPE_CHECKING:
+    from serving.registry import Version
+
 # The evidence window is the last n slots before `as_of`: the fewest that hold this many requests with more than
 # three candidates, and at most MAX_EVIDENCE_SLOTS. Sparse logs get a longer window, dense ones stay fresh.
 MIN_EVIDENCE_REQUESTS = 300
 MAX_EVIDENCE_SLOTS = 4
+
+# Teacher safety: an update inherits what its champion believes, the errors too. After each so many updates in a row,
+# after this many verdicts `hold` in a row, and when drift asked for the run, a model from scratch competes as well.
+UPDATES_BETWEEN_SCRATCH = 8
+HELD_RUNNING = 2
+
+TRAINED = "train.json"  # in a run's directory: numbers of each training, by how the model came to be
 
 _ROOMS = (
     "components",
@@ -47,7 +58,10 @@ class Plan:
         reason: What asked for the run: `slot`, `drift` or `person`.
         champion: Registry version that the run starts from and is judged against, empty for the first run.
         champion_digest: Digest of its files, so that later steps can tell an unpacked copy is intact.
-        train_start: Training rows are requests in [train_start, train_end).
+        also_scratch: Why a model from scratch is trained beside the update; empty if none is.
+        train_start: The table begins here; a model from scratch trains on requests in [train_start, train_end).
+        update_start: An update trains on requests in [update_start, train_end): what is new since the champion. Equal
+            to `train_start` unless both are trained.
         train_end: The challenger is judged on requests in [train_end, as_of), which neither model has seen.
     """
 
@@ -61,7 +75,9 @@ class Plan:
     reason: str
     champion: str
     champion_digest: str
+    also_scratch: str
     train_start: datetime
+    update_start: datetime
     train_end: datetime
 
     def to_json(self) -> str:
@@ -72,7 +88,7 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """The inverse of `to_json`."""
         data = json.loads(text)
-        times = {k: datetime.fromisoformat(data[k]) for k in ("as_of", "train_start", "train_end")}
+        times = {k: datetime.fromisoformat(data[k]) for k in ("as_of", "train_start", "update_start", "train_end")}
         return cls(**{**data, **times, "seed": int(data["seed"])})
 
     def directory(self, settings: Settings) -> Path:
@@ -140,6 +156,29 @@ def _comparable_requests(snapshot: Snapshot, start: datetime) -> list[datetime]:
     return requests.filter(pl.col("len") > 3)["event_timestamp"].to_list()
 
 
+def why_also_scratch(reason: str, champion: "Version", newer: "list[Version]") -> str:
+    """Why a model from scratch shall compete with the update of this champion; empty if it need not.
+
+    A model from scratch that loses is not tried again before as many updates have passed.
+
+    Args:
+        reason: What asked for the run.
+        champion: The champion.
+        newer: The versions registered after it, newest first.
+    """
+    from serving.registry import GATE, UPDATES
+
+    verdicts = [v.tags.get(GATE) for v in newer[:HELD_RUNNING]]
+    updates = int(champion.tags.get(UPDATES, 0))
+    if reason == "drift":
+        return "asked for by drift"
+    if verdicts == ["hold"] * HELD_RUNNING:
+        return "held twice running"
+    if updates and updates % UPDATES_BETWEEN_SCRATCH == 0:
+        return f"{updates} updates since scratch"
+    return ""
+
+
 def draw_plan(
     settings: Settings,
     snapshot: Snapshot,
@@ -148,6 +187,7 @@ def draw_plan(
     reason: str,
     champion: tuple[str, str],
     trained_to: datetime | None,
+    also_scratch: str = "",
 ) -> Plan:
     """The plan of one slot, live or replayed.
 
@@ -159,14 +199,16 @@ def draw_plan(
         reason: What asked for the run.
         champion: The champion's name and the digest of its files; both empty without one.
         trained_to: End of the champion's training window; None without one.
+        also_scratch: Why a model from scratch is trained as well; of no effect where the strategy makes one anyway.
 
     Raises:
         EvergreenError: There is nothing to judge on, or no history to train on.
     """
     train_end = evidence_start(snapshot, trained_to)
-    full_history = trained_to is None or strategy == "scratch"
-    train_start = EngagementStore(settings.data).time_range()[0] if full_history else trained_to
-    if train_start is None or train_start >= train_end:
+    update_start = trained_to if strategy != "scratch" else None
+    also_scratch = also_scratch if update_start else ""
+    train_start = update_start if update_start and not also_scratch else EngagementStore(settings.data).time_range()[0]
+    if (update_start or train_start) >= train_end:
         raise EvergreenError(
             f"there is no history before {train_end:%Y-%m-%d %H:%M} to train on", "Choose a later --as-of"
         )
@@ -181,7 +223,9 @@ def draw_plan(
         reason=reason,
         champion=champion[0],
         champion_digest=champion[1],
+        also_scratch=also_scratch,
         train_start=train_start,
+        update_start=update_start or train_start,
         train_end=train_end,
     )
 
@@ -192,7 +236,7 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
     Raises:
         EvergreenError: There is no data, or nothing new since the champion's training window.
     """
-    from serving.registry import DIGEST, Registry
+    from serving.registry import CHAMPION, DIGEST, Registry
 
     snapshot = EngagementStore(settings.data).snapshot(as_of)
     run_key = name_run(settings, snapshot, strategy)
@@ -200,8 +244,8 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
     if path.exists():
         return Plan.from_json(path.read_text())
     registry = Registry(settings)
-    champion = registry.champion()
-    trained_to = datetime.fromisoformat(champion.tags["train_end"]) if champion else None
+    versions = registry.versions()
+    champion = next((v for v in versions if CHAMPION in v.aliases), None)
     plan = draw_plan(
         settings,
         snapshot,
@@ -209,7 +253,8 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
         strategy=strategy,
         reason=reason,
         champion=(champion.version, champion.tags[DIGEST]) if champion else ("", ""),
-        trained_to=trained_to,
+        trained_to=datetime.fromisoformat(champion.tags["train_end"]) if champion else None,
+        also_scratch=why_also_scratch(reason, champion, versions[: versions.index(champion)]) if champion else "",
     )
     if champion:
         registry.fetch(champion.version)

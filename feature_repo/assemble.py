@@ -97,14 +97,16 @@ class RawTable:
             history_actions=self.history_actions,
         )
 
-    def sample(self, rows: int = SAMPLE_ROWS) -> pa.Table:
-        """Raw values of up to `rows` candidates, of whole requests chosen by the hash of their id.
+    def sample(self, since: int | None = None, rows: int = SAMPLE_ROWS) -> pa.Table:
+        """Raw values of up to `rows` candidates, of whole requests since `since` (microseconds), by their ids' hash.
 
         Columns: request_id, item_id, row (int64, index into the table), then each declared feature by name.
         """
         order = np.argsort([xxhash.xxh3_64_intdigest(r.encode()) for r in self.request_id.to_pylist()], kind="stable")
+        if since is not None:
+            order = order[self.time[order] >= since]
         fits = np.cumsum(np.diff(self.offsets)[order]) <= rows
-        chosen = np.zeros(len(order), bool)
+        chosen = np.zeros(len(self.time), bool)
         chosen[order[fits]] = True
         row = np.flatnonzero(chosen[self.request_of_row])
         owner, index = pa.array(self.request_of_row[row]), pa.array(row)

@@ -65,7 +65,9 @@ class FeatureRepo:
         with self._alone():
             self._build(Inputs(snapshot))
 
-    def table(self, snapshot: Snapshot, start: datetime, end: datetime, out: Path) -> RankingTable:
+    def table(
+        self, snapshot: Snapshot, start: datetime, end: datetime, out: Path, sample_from: datetime | None = None
+    ) -> RankingTable:
         """Join the features to the requests of a window and save them as a ranking table.
 
         Requests are in time order, candidates sorted by item id. Beside the table, `out/sample.parquet` holds raw
@@ -76,6 +78,7 @@ class FeatureRepo:
             start: First instant, inclusive.
             end: Last instant, exclusive.
             out: Directory of the table; replaced if it exists.
+            sample_from: The sample is of requests from then on; of the whole window by default.
 
         Returns:
             The saved table, memory-mapped.
@@ -89,7 +92,7 @@ class FeatureRepo:
         with self._alone():
             self._build(inputs)
             raw = self._raw_table(inputs, requests)
-        _save(raw, Path(out))
+        _save(raw, Path(out), to_us(sample_from) if sample_from else None)
         return RankingTable.load(Path(out))
 
     def as_asked(
@@ -210,11 +213,11 @@ class FeatureRepo:
         return {n: joined.column(n).combine_chunks() for n in joined.column_names if "__" in n}
 
 
-def _save(raw: RawTable, out: Path) -> None:
+def _save(raw: RawTable, out: Path, sample_from: int | None) -> None:
     """Write the table beside its place and rename it: `out` is whole or as it was before."""
     building = out.with_name(f".{out.name}.{os.getpid()}.building")
     shutil.rmtree(building, ignore_errors=True)
     raw.table().save(building)
-    pq.write_table(raw.sample(), building / "sample.parquet", compression="zstd")
+    pq.write_table(raw.sample(sample_from), building / "sample.parquet", compression="zstd")
     shutil.rmtree(out, ignore_errors=True)
     building.replace(out)

@@ -1,7 +1,9 @@
 """The story of one retrain, from the log to served traffic.
 
-plan ─▶ features ─▶ train ─▶ judge ─▶ register ─▶ promote? ─▶ canary ─▶ champion
-                       └────▶ drift ──────┘          └─ hold: the champion goes on serving
+plan ─▶ features ─▶ train ─▶ judge ─▶ drift ─▶ register ─▶ promote? ─▶ canary ─▶ champion
+                                                             └─ hold: the champion goes on serving
+
+Training may leave two contenders, an update and one from scratch; from the gate on there is one, the chosen.
 """
 
 from kfp import dsl
@@ -30,16 +32,19 @@ def retrain(as_of: str, strategy: str = DEFAULT_STRATEGY, reason: str = "slot") 
     challenger = on_cluster(
         train_ranker(plan=plan.output, table=table), Needs(cpu="4", memory="16Gi", timeout_s=14400, gpu=1)
     )
-    bundle = challenger.outputs["bundle"]
 
     gate = on_cluster(
-        judge_challenger(plan=plan.output, table=table, bundle=bundle), Needs(cpu="2", memory="8Gi", gpu=1)
+        judge_challenger(
+            plan=plan.output, table=table, bundle=challenger.outputs["bundle"], rival=challenger.outputs["rival"]
+        ),
+        Needs(cpu="2", memory="8Gi", gpu=1),
     )
+    bundle = gate.outputs["chosen"]
+
     drift = on_cluster(
         check_drift(plan=plan.output, table=table, bundle=bundle, parity=features.outputs["parity"]),
         Needs(cpu="2", memory="8Gi"),
     )
-    drift.after(gate)  # they are independent, but on a laptop one order is better than any
 
     version = on_cluster(
         register_model(

@@ -110,12 +110,22 @@ def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:
 
 
 def _signature(bundle: Path) -> Any:
+    """Input is a table's directory; the features that the table must hold are named beside it, as optional columns."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, Schema
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
     from model.bundle import Bundle
 
-    columns = [("string", "request_id"), ("string", "item_id")]
-    columns += [("double", action) for action in Bundle.load(bundle).spec.actions]
-    outputs = Schema([ColSpec(kind, name) for kind, name in columns])
-    return ModelSignature(inputs=Schema([ColSpec("string", "table")]), outputs=outputs)
+    spec = Bundle.load(bundle).spec
+    kinds: dict[str, Any] = {
+        "categorical": DataType.string,
+        "categories": Array(DataType.string),
+        "numeric": DataType.double,
+        "embedding": Array(DataType.float),
+    }
+    inputs: list[Any] = [
+        ColSpec("string", "table"),
+        *(ColSpec(kinds[f.kind], f.name, required=False) for f in spec.features),
+    ]
+    columns = [("string", "request_id"), ("string", "item_id"), *(("double", action) for action in spec.actions)]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([ColSpec(kind, name) for kind, name in columns]))

@@ -71,7 +71,8 @@ def parse(request_id: str, tensors: list[Tensor], context_features: frozenset[st
     Args:
         request_id: Id of the request.
         tensors: Its inputs.
-        context_features: Declared context features, with the prefix; others are refused.
+        context_features: Context features that this version knows, with the prefix. Others are left out: versions with
+            and without a new one answer the same requests, side by side.
 
     Raises:
         BadRequestError: An input is missing, unknown, given twice, or not what it should be.
@@ -80,7 +81,7 @@ def parse(request_id: str, tensors: list[Tensor], context_features: frozenset[st
     if len(by_name) != len(tensors):
         raise BadRequestError("an input is given twice")
     known = {"user_id", "item_id", "time"} | context_features
-    if unknown := sorted(by_name.keys() - known):
+    if unknown := sorted(name for name in by_name.keys() - known if not name.startswith(CONTEXT)):
         raise BadRequestError(f"unknown input {unknown[0]!r}; known are {', '.join(sorted(known))}")
     if missing := [name for name in ("user_id", "item_id") if name not in by_name]:
         raise BadRequestError(f"input {missing[0]!r} is missing")

@@ -29,6 +29,7 @@ CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 RUN_KEY = "run_key"  # tag: names the run by its inputs
 DIGEST = "bundle_digest"  # tag: what `fetch` compares the files with
 GATE = "gate"  # tag: the gate's verdict; `hold` keeps a version from becoming challenger
+UPDATES = "updates"  # tag: updates since a training from scratch
 ROLLOUT = "rollout"  # tag: how its last rollout ended
 
 

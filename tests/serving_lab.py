@@ -99,6 +99,7 @@ def write_bundle(
         train_start=time,
         train_end=time + timedelta(days=1),
         train_rows=table.rows,
+        updates=0,
         code="test",
     ).save(directory)
     return directory

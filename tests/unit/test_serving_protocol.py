@@ -35,6 +35,11 @@ def test_request_survives_the_wire_to_the_microsecond():
     assert parse("r1", tensors(to_json(request)), CONTEXT) == request
 
 
+def test_context_feature_of_another_version_is_left_out_and_no_fault():
+    given = [*good().values(), Tensor("context__x", "BYTES", (1,), ("red",))]
+    assert parse("r", given, CONTEXT) == parse("r", given[:-1], CONTEXT)
+
+
 def test_time_and_context_may_be_left_out():
     request = RankRequest("r1", "u", ("a",))
     assert parse("r1", tensors(to_json(request)), CONTEXT) == request
@@ -64,7 +69,6 @@ BAD = {
     "matrix": ({"item_id": Tensor("item_id", "BYTES", (1, 2), ("a", "b"))}, "shape"),
     "nested": ({"item_id": Tensor("item_id", "BYTES", (1,), (["a"],))}, "not UTF-8"),
     "unknown-input": ({"colour": Tensor("colour", "BYTES", (1,), ("red",))}, "unknown input 'colour'"),
-    "undeclared-context": ({"context__x": Tensor("context__x", "BYTES", (1,), ("red",))}, "unknown input"),
     "text-time": ({"time": Tensor("time", "BYTES", (1,), ("now",))}, "must be INT64"),
     "float-time": ({"time": Tensor("time", "INT64", (1,), (1.5,))}, "integer"),
     "bool-time": ({"time": Tensor("time", "INT64", (1,), (True,))}, "integer"),

@@ -277,7 +277,8 @@ def test_champion_loads_through_mlflow_without_pickle_and_scores_a_table(registr
     assert list(frame.columns) == ["request_id", "item_id", *ACTIONS]
     assert list(frame["item_id"]) == [i.decode() for i in table.item_id]
     np.testing.assert_allclose(frame[list(ACTIONS)], score(Bundle.load(bundles[2]), table), atol=1e-6)
-    assert loaded.metadata.signature is not None
+    names = loaded.metadata.signature.inputs.input_names()
+    assert names == ["table", *(f.name for f in table.spec.features)]  # one more for a version that knows one more
     assert not list((tmp_path / "home" / "mlflow").rglob("*.pkl"))
 
 
