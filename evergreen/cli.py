@@ -72,6 +72,27 @@ def data_import(
     _print_json(report) if json else view.imported(report)
 
 
+@data.command("simulate")
+def data_simulate(
+    users: Annotated[int, typer.Option(help="Users.")],
+    days: Annotated[int, typer.Option(help="Days.")],
+    world: Annotated[str, typer.Option(help="recurring, drift, shock or market.")] = "recurring",
+    impressions: Annotated[int | None, typer.Option(help="Rows; two a user and day by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the contract's files and the truth here; no import.")] = None,
+    json: Json = False,
+) -> None:
+    """Simulate a feed whose truth is known, and import it."""
+    with view.Progress(quiet=json) as progress:
+        report = runs.simulate(get_settings(), world, users, days, impressions, seed, out, progress)
+    if json:
+        _print_json(report)
+    elif out:
+        view.simulated(report)
+    else:
+        view.imported(report)
+
+
 @data.command("check")
 def data_check(json: Json = False) -> None:
     """Verify every stored file; damaged ones are set aside, and importing the dataset again restores their rows."""
@@ -130,15 +151,18 @@ def _submit(settings: Settings, instants: list[datetime], strategy: str | None, 
 def replay(
     from_: Annotated[str, typer.Option("--from", help="First instant.")],
     to: Annotated[str, typer.Option(help="Last instant.")],
-    strategy: Annotated[list[str] | None, typer.Option(help="Strategy; repeat to compare.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the records to this file.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="Strategy, with a penalty strength if wanted (ewc@100); repeat to compare.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Lineages a strategy, each with its own seed.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes at once.", min=1)] = os.cpu_count() or 1,
+    json: Annotated[Path | None, typer.Option(help="Write all numbers to this file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with plots to this file.")] = None,
 ) -> None:
     """Retrain slot after slot over history: test on the next window, then train."""
     with view.Progress() as progress:
-        result = runs.replay(get_settings(), _instant(from_), _instant(to), strategy, progress)
-    if json:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(jsonlib.dumps(result, indent=1))
+        result = runs.replay(get_settings(), _instant(from_), _instant(to), strategy, seeds, jobs, progress)
+    runs.write_replay(result, json, report)
     view.replayed(result)
 
 

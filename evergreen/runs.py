@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from components.conclude import results
@@ -80,6 +82,27 @@ def import_directory(settings: Settings, directory: Path, form: str) -> dict[str
     return _import(settings, readers[form](directory))
 
 
+def simulate(
+    settings: Settings,
+    world: str,
+    users: int,
+    days: int,
+    impressions: int | None,
+    seed: int,
+    out: Path | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write a simulated feed and its truth to `out`; without it, import the feed into the home."""
+    from engagement.simulate import worlds, write
+
+    laws, scale = worlds.world(world), worlds.Scale.of(users, days, impressions, seed)
+    if out:
+        return write.simulate(laws, scale, out, partial(progress, "simulate", "days"))
+    with TemporaryDirectory() as room:
+        write.simulate(laws, scale, Path(room) / "feed", partial(progress, "simulate", "days"))
+        return import_directory(settings, Path(room) / "feed", "contract")
+
+
 def _import(settings: Settings, dataset: Any) -> dict[str, Any]:
     with one_run(settings):
         return EngagementStore(settings.data).append(dataset, settings.clock()).to_json()
@@ -130,6 +153,17 @@ def check_strategy(name: str | None) -> str:
     return name or DEFAULT_STRATEGY
 
 
+def check_training(name: str | None) -> str:
+    """The strategy to retrain with.
+
+    Raises:
+        EvergreenError: No such strategy, or it trains nothing.
+    """
+    if name == "frozen":
+        raise EvergreenError("strategy 'frozen' trains nothing: it is for replays", "Use `evergreen replay`")
+    return check_strategy(name)
+
+
 def retrain(
     settings: Settings, instants: list[datetime], strategy: str | None, progress: Progress
 ) -> list[dict[str, Any]]:
@@ -138,7 +172,7 @@ def retrain(
     Returns:
         One result a run, with `repeated: True` where there was nothing to do.
     """
-    name, store = check_strategy(strategy), need_data(settings)
+    name, store = check_training(strategy), need_data(settings)
     for instant in instants:
         if instant > settings.clock():
             raise EvergreenError(f"--as-of {instant:%Y-%m-%d %H:%M} lies in the future", "Choose an instant up to now")
@@ -179,21 +213,43 @@ def submit(settings: Settings, as_of: datetime, strategy: str | None) -> str:
     """Start the compiled retrain on Kubeflow; returns the run's id."""
     from pipelines.kubeflow import submit_retrain
 
-    return submit_retrain(as_of, check_strategy(strategy))
+    return submit_retrain(as_of, check_training(strategy))
 
 
 def replay(
-    settings: Settings, start: datetime, end: datetime, strategies: list[str] | None, progress: Progress
+    settings: Settings,
+    start: datetime,
+    end: datetime,
+    strategies: list[str] | None,
+    seeds: int,
+    jobs: int,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Retrain slot after slot over history with each strategy."""
+    """Test, then train, slot after slot over history with each strategy and seed."""
     from pipelines import replay as history
 
     need_data(settings)
-    names = [check_strategy(s) for s in strategies or [DEFAULT_STRATEGY]]
-    with one_run(settings):
-        return history.replay(
-            settings, start, end, names, lambda text, done, total: progress("replay", text, done, total)
-        )
+    names = list(dict.fromkeys(strategies or [DEFAULT_STRATEGY]))
+    told = partial(_replaying, progress)
+    try:
+        with one_run(settings):
+            return history.replay(settings, start, end, names, seeds, jobs, told)
+    except history.TaskFailed as error:
+        raise RunFailed(error.problem, error.remedy) from None
+
+
+def _replaying(progress: Progress, text: str, done: int, total: int) -> None:
+    progress("replay", f"{done}/{total} {text}", done, total)
+
+
+def write_replay(result: dict[str, Any], json_file: Path | None, report: Path | None) -> None:
+    """Write a replay's numbers, and a page with plots of them."""
+    if json_file:
+        write_text(json_file, json.dumps(result, indent=1))
+    if report:
+        from pipelines.replay_report import page
+
+        write_text(report, page(result))
 
 
 def promote(settings: Settings, version: str, progress: Progress) -> dict[str, Any]:
@@ -285,6 +341,8 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
     rollout = result["rollout"] or {"steps": []}
     return {
         **{k: result[k] for k in keys},
+        "also_scratch": result.get("also_scratch", ""),
+        "chosen": gate.get("chosen", ""),
         "gate": {k: gate[k] for k in ("verdict", "reason", "requests", "metrics")},
         "canary": [{k: s[k] for k in ("percent", "verdict", "requests", "errors")} for s in rollout["steps"]],
     }

@@ -87,6 +87,14 @@ def imported(report: dict[str, Any]) -> None:
     _left_out(report)
 
 
+def simulated(report: dict[str, Any]) -> None:
+    """What was simulated."""
+    out.print(
+        f"Wrote {report['impressions']:,} impressions in {report['requests']:,} requests by {report['users']:,} users "
+        f"on {report['items']:,} items, {report['days']:,} days of the world {report['world']}, to {report['out']}."
+    )
+
+
 def _left_out(report: dict[str, Any]) -> None:
     if report["forgotten"]:
         out.print(f"  {report['forgotten']:,} rows of forgotten users were left out")
@@ -174,13 +182,32 @@ def retrained(results: list[dict[str, Any]], settings: Settings) -> None:
         table.add_row(
             f"{r['as_of']:.16}\n{gate['requests']} requests",
             f"{before}\n{interval(gate['metrics']['champion'], primary)}",
-            f"{version}\n{interval(gate['metrics']['challenger'], primary)}",
-            f"[{'green' if gate['verdict'] == 'promote' else 'yellow'}]{gate['verdict']}[/]: {escape(gate['reason'])}",
+            "\n".join([version, interval(gate["metrics"]["challenger"], primary), *_rival(r, primary)]),
+            "\n".join(_verdict(g, bool(gate.get("rival"))) for g in (gate, gate.get("rival")) if g),
             " → ".join(f"{s['percent']} % {'ok' if s['verdict'] == 'pass' else s['verdict']}" for s in steps) or "–",
             f"[bold]{serves}[/]",
         )
     out.print(table)
     look_further(settings)
+
+
+def _verdict(gate: dict[str, Any], of_two: bool) -> str:
+    who = f"{gate['chosen']}: " if of_two else ""
+    return (
+        f"{who}[{'green' if gate['verdict'] == 'promote' else 'yellow'}]{gate['verdict']}[/]: {escape(gate['reason'])}"
+    )
+
+
+def _rival(result: dict[str, Any], primary: str) -> list[str]:
+    """Lines that tell of a second contender; none where there was one alone."""
+    gate, why = result["gate"], result.get("also_scratch")
+    if not why:
+        return []
+    failed = result["not_chosen"].get("failed")
+    if failed:
+        return [f"{gate['chosen']} ({why})", f"update failed: {escape(failed)}"]
+    rival = gate["rival"]
+    return [f"{gate['chosen']} ({why})", f"not {rival['chosen']}: {interval(rival['metrics']['challenger'], primary)}"]
 
 
 def look_further(settings: Settings) -> None:
@@ -195,28 +222,46 @@ def look_further(settings: Settings) -> None:
 
 
 def replayed(result: dict[str, Any]) -> None:
-    """Totals by strategy."""
-    primary = result["primary_action"]
-    table = Table(title=f"Replay of {result['dataset']}: HIT@3/{primary}, weighted by requests", title_justify="left")
-    for name in (
-        "strategy",
-        "slots",
-        "promoted",
-        "requests",
-        "challenger",
-        "champion",
-        "train rows",
-        "train s",
-    ):
+    """One line a strategy."""
+    primary, tests = result["primary_action"], result["windows"][1:]
+    requests = sum(w["comparable_requests"] for w in tests)
+    out.print(
+        f"Replay of {result['dataset']}: HIT@3/{primary} over {requests:,} requests in {len(tests)} windows, "
+        f"{len(result['seeds'])} seed(s); a random order has {_number(result['random_hit3'][primary])}."
+    )
+    table = Table(padding=(0, 0, 0, 1), pad_edge=False)
+    names = ("strategy", "HIT@3", "vs finetune", "vs scratch", "gap closed", "forgets", "CPU s", "cost", "gate +/-")
+    for name in names:
         table.add_column(name, justify="left" if name == "strategy" else "right")
-    for strategy, s in result["summary"].items():
-        hits = [s[f"hit3_{primary}_{who}"] for who in ("challenger", "champion")]
-        shown = [f"{h:.3f}" if h is not None else "–" for h in hits]
-        counts = (f"{s['slots']}", f"{s['promoted']}", f"{s['requests']:,}")
-        table.add_row(strategy, *counts, *shown, f"{s['train_rows']:,}", f"{s['train_seconds']:.1f}")
+    for strategy, s in result["strategies"].items():
+        gap, cost, gate = s["gap_closed"], s["cost"], s["gate"]
+        closed = "–" if gap is None else gap["why_none"] or _estimate(gap["share"], "{:.0%}")
+        ratio = cost["cpu_seconds_to_scratch"]
+        table.add_row(
+            strategy,
+            _estimate(s["hit3"][primary], "{:.3f}"),
+            *(_estimate(s["against"].get(other), "{:+.1%}") for other in ("finetune", "scratch")),
+            closed,
+            _number(s["forgetting"] and s["forgetting"]["value"]),
+            f"{cost['cpu_seconds']:.1f}",
+            f"1/{1 / ratio:.1f}" if ratio else "–",
+            f"{gate['promote']}/{gate['hold']}",
+        )
     out.print(table)
     if result["exposure"] == "positives":
         out.print("Only positives were logged: candidates were completed by sampling, so HIT@3 is not that of a feed.")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _estimate(estimate: dict[str, float] | None, form: str) -> str:
+    """A value with its interval."""
+    if estimate is None:
+        return "–"
+    value, low, high = (form.format(v) if v is not None else "?" for v in estimate.values())
+    return f"{value} [{low}, {high}]"
 
 
 def promoted(record: dict[str, Any]) -> None:
@@ -251,7 +296,8 @@ def status(state: dict[str, Any]) -> None:
     for name in ("as of", "asked by", "version", "outcome", "gate"):
         runs.add_column(name, overflow="fold")
     for r in state["runs"]:
-        runs.add_row(f"{r['as_of']:.16}", r["reason"], f"v{r['version']}", r["outcome"], escape(r["gate"]["reason"]))
+        version = f"v{r['version']}" + (f" from {r['chosen']}" if r["also_scratch"] else "")
+        runs.add_row(f"{r['as_of']:.16}", r["reason"], version, r["outcome"], escape(r["gate"]["reason"]))
     if state["runs"]:
         out.print(runs)
 
