@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ def evergreen(home: Path, *arguments: str, code: int | None = 0, **env: str) -> 
         env=environment(home, **env),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert code is None or done.returncode == code, (
         f"exit {done.returncode}, wanted {code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -37,6 +39,51 @@ def evergreen(home: Path, *arguments: str, code: int | None = 0, **env: str) -> 
 def evergreen_json(home: Path, *arguments: str, code: int = 0, **env: str) -> Any:
     """Run one command with `--json` and read what it printed."""
     return json.loads(evergreen(home, *arguments, "--json", code=code, **env))
+
+
+def evergreen_calls(home: Path, calls: list[list[str]]) -> list[tuple[int, str]]:
+    """Run many short commands, each in a fork of one process that has done the imports.
+
+    Returns:
+        Of each its exit code and what it printed, stdout and stderr together.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.commands", json.dumps(calls)],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=True,
+    )
+    return [(code, text) for code, text in json.loads(done.stdout)]
+
+
+def _fork_each(calls: list[list[str]]) -> list[tuple[int, str]]:
+    from evergreen.cli import main
+
+    results = []
+    for arguments in calls:
+        with tempfile.TemporaryFile() as out:
+            pid = os.fork()
+            if not pid:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+                sys.argv = ["evergreen", *arguments]
+                try:
+                    main()
+                    code = 0
+                except SystemExit as end:
+                    code = end.code if isinstance(end.code, int) else int(end.code is not None)
+                except BaseException:
+                    traceback.print_exc()
+                    code = 70
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            out.seek(0)
+            results.append((code, out.read().decode()))
+    return results
 
 
 def kill_when(
@@ -91,3 +138,7 @@ def left_over(home: Path) -> list[str]:
         if (info["environ"] or {}).get("EVERGREEN_HOME") == str(home) or str(home) in " ".join(info["cmdline"] or []):
             found.append(" ".join(info["cmdline"] or [])[:200])
     return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(_fork_each(json.loads(sys.argv[1]))))

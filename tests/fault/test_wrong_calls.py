@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import evergreen
+from tests.commands import evergreen, evergreen_calls
 from tests.synth import write_contract_dir
 
 
@@ -19,19 +19,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def told(home: Path, *arguments: str, code: int = 2, **env: str) -> str:
-    text = evergreen(home, *arguments, code=code, **env)
+    return one_line(evergreen(home, *arguments, code=code, **env))
+
+
+def one_line(text: str) -> str:
     assert "Traceback" not in text
     errors = [line for line in text.splitlines() if not line.startswith("  ")]  # progress is indented
     assert len(errors) == 1 and errors[0].startswith("evergreen: "), text
     return errors[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
+WRONG = {
+    tuple(arguments): says
+    for arguments, says in [
         (["retrain", "--as-of", "yesterday"], "is not an instant"),
         (["retrain", "--as-of", "2999-01-01"], "lies in the future"),
         (["retrain", "--strategy", "magic"], "Choose one of"),
+        (["retrain", "--strategy", "frozen"], "Use `evergreen replay`"),
         (["retrain", "--on", "moon"], "Choose laptop or kubeflow"),
         (["data", "fetch", "netflix"], "movielens-100k"),
         (["data", "import", "/nowhere"], "does not exist"),
@@ -40,15 +44,25 @@ def told(home: Path, *arguments: str, code: int = 2, **env: str) -> str:
         (["promote", "77"], "is not registered"),
         (["rollback"], "previous"),
         (["replay", "--from", "2020-01-01T04:00", "--to", "2020-01-01T05:00"], "no slot lies between"),
-    ],
-)
-def test_wrong_call_is_one_line_with_a_remedy(home, arguments, says):
-    assert says in told(home, *arguments)
+    ]
+}
+NEED_DATA = [["retrain"], ["data", "check"], ["data", "compact"], ["data", "forget", "u1"]]
 
 
-@pytest.mark.parametrize("command", [["retrain"], ["data", "check"], ["data", "compact"], ["data", "forget", "u1"]])
-def test_missing_dataset_names_the_command_to_run(tmp_path, command):
-    assert "evergreen data fetch" in told(tmp_path / "empty", *command)
+@pytest.fixture(scope="module")
+def answers(home: Path) -> dict[tuple[str, ...], tuple[int, str]]:
+    return dict(zip(WRONG, evergreen_calls(home, [[*call] for call in WRONG]), strict=True))
+
+
+@pytest.mark.parametrize("call", WRONG, ids=" ".join)
+def test_wrong_call_is_one_line_with_a_remedy(answers, call):
+    code, text = answers[call]
+    assert code == 2 and WRONG[call] in one_line(text)
+
+
+def test_missing_dataset_names_the_command_to_run(tmp_path):
+    for code, text in evergreen_calls(tmp_path / "empty", NEED_DATA):
+        assert code == 2 and "evergreen data fetch" in one_line(text)
 
 
 def test_second_dataset_in_one_home_is_refused(home, tmp_path):
