@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from model.config import DEFAULT_STRATEGY
 from tests.commands import evergreen, kill_when, left_over
 from tests.synth import write_contract_dir
 
@@ -32,7 +33,7 @@ def replayed(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 def test_every_slot_is_tested_then_trained(replayed):
     _, result = replayed
     assert [t[:16] for t in result["slots"]] == ["2024-01-04T03:00", "2024-01-08T03:00", "2024-01-11T03:00"]
-    found = result["strategies"]["ewc+distill"]
+    found = result["strategies"][DEFAULT_STRATEGY]
     assert len(found["by_window"]) == 2 and all(h > 0 for h in found["by_window"])
     assert found["cost"]["updates"] == 2 and found["cost"]["rows"] > 0 and found["cost"]["cpu_seconds"] > 0
     (said,) = found["gate"]["verdicts"]  # at the first test there is no model to compare with
@@ -42,7 +43,7 @@ def test_every_slot_is_tested_then_trained(replayed):
 
 def test_page_is_written(replayed):
     root, _ = replayed
-    assert "ewc+distill" in (root / "out.html").read_text()
+    assert DEFAULT_STRATEGY in (root / "out.html").read_text()
 
 
 def test_same_replay_again_is_read_and_a_killed_one_goes_on(replayed):
@@ -59,11 +60,11 @@ def test_same_replay_again_is_read_and_a_killed_one_goes_on(replayed):
     evergreen(root / "home", *more, "--json", str(root / "more.json"))
     assert {p: p.stat().st_mtime_ns for p in before} == before
     found = json.loads((root / "more.json").read_text())["strategies"]
-    assert found["ewc+distill"]["hit3"] == result["strategies"]["ewc+distill"]["hit3"]
+    assert found[DEFAULT_STRATEGY]["hit3"] == result["strategies"][DEFAULT_STRATEGY]["hit3"]
     assert found["finetune"]["cost"]["updates"] == 2
 
 
-_DEFAULT = ["--strategy", "ewc+distill"]
+_DEFAULT = ["--strategy", DEFAULT_STRATEGY]
 
 
 def _appeared(directory: Path, pattern: str) -> bool:
