@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from model.gate import Verdict
 
 
-def judge_bundles(plan: Plan, evidence: RankingTable, challenger: "Bundle", champion: "Bundle | None") -> "Verdict":
+def judge_bundles(evidence: RankingTable, challenger: "Bundle", champion: "Bundle | None", seed: int) -> "Verdict":
     """Measure both models on the evidence requests and apply the gate's rules."""
     from model.gate import judge
     from model.gate_evidence import gather
 
-    return judge(gather(evidence, challenger, champion, plan.seed))
+    return judge(gather(evidence, challenger, champion, seed))
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def judge_contenders(
     judged = []
     for directory in directories:
         bundle = Bundle.load(directory)
-        verdict = judge_bundles(plan, evidence, bundle, champion)
+        verdict = judge_bundles(evidence, bundle, champion, plan.seed)
         judged.append(Judged(origin(bundle), directory, verdict))
     return in_order(judged)
 

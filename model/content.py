@@ -20,6 +20,7 @@ Shapes: B requests, L actions, A action types, N rows, P pairs, V versions, I it
 C vector width, E width of the data's own embeddings.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +41,7 @@ NEGATIVE_VALUE = -0.5
 PAIRS = 4_000_000  # newest rows that are learned from and carried to the next update (12 bytes each)
 START = 0.1  # standard deviation of an item vector before it was ever solved for
 _CHUNK = 1 << 15  # regressions solved at a time
+CONTENT = "content."  # prefix of the state in a bundle's memory
 ALWAYS = np.iinfo(np.int64).min  # the first version holds from ever
 VERSIONED = ("item_VIC", "bias_VI", "user_VUC", "mean_V")  # fields of `Content` with a version first
 
@@ -159,6 +161,11 @@ def learn(
         values_A=values_A,
     )
     return content, _state(current, pairs.newest(len(pairs.value_P)), item_keys, user_keys, axes_EC)
+
+
+def content_of(memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state among the tensors of a bundle's memory."""
+    return {n.removeprefix(CONTENT): t for n, t in memory.items() if n.startswith(CONTENT)}
 
 
 def action_values(spec: TableSpec) -> np.ndarray:

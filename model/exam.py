@@ -4,9 +4,8 @@ A bounded sample of those of all past windows travels with the model, so that th
 """
 
 import numpy as np
-import xxhash
 
-from engagement.table import RankingTable
+from engagement.table import RankingTable, hash_ids
 from model.bundle import Bundle
 from model.reservoir import EXAM, Reservoir
 
@@ -16,8 +15,8 @@ SHARE = 10
 
 def held_out(table: RankingTable) -> np.ndarray:
     """(R,) bool: the requests that are kept for exams."""
-    ids = table.request_id.tolist()
-    return np.fromiter((xxhash.xxh3_64_intdigest(i) % SHARE == 0 for i in ids), bool, table.requests)
+    held_R: np.ndarray = hash_ids(table.request_id) % SHARE == 0
+    return held_R
 
 
 def exam_of(bundle: Bundle) -> RankingTable | None:

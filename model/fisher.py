@@ -76,7 +76,7 @@ class Importance:
             return self
         dense = {k: decay * old.dense[k].to(v) + v for k, v in self.dense.items()}
         both = torch.cat([old.rows.to(self.rows), self.rows])
-        rows, table_UD = _summed(both, torch.cat([decay * old.table_UD.to(self.table_UD), self.table_UD]))
+        rows, table_UD = sum_by_row(both, torch.cat([decay * old.table_UD.to(self.table_UD), self.table_UD]))
         return Importance(dense, rows, table_UD)
 
 
@@ -110,7 +110,7 @@ def measure(ranker: Ranker, batcher: Batcher, rows: np.ndarray, config: TrainCon
         new, new_PD = _square_by_row(
             ranker, batch, Vectors(**{k: torch.zeros_like(v) if v.grad is None else v.grad for k, v in vectors.items()})
         )
-        found, table_UD = _summed(torch.cat([found, new]), torch.cat([table_UD, new_PD]))
+        found, table_UD = sum_by_row(torch.cat([found, new]), torch.cat([table_UD, new_PD]))
     return Importance({k: v / len(rows) for k, v in dense.total.items()}, found, table_UD / len(rows))
 
 
@@ -156,7 +156,7 @@ def _square_by_row(ranker: Ranker, batch: Batch, gradient: Vectors) -> tuple[Ten
     return pairs % buckets, sums_UD.square()
 
 
-def _summed(rows: Tensor, values_PD: Tensor) -> tuple[Tensor, Tensor]:
+def sum_by_row(rows: Tensor, values_PD: Tensor) -> tuple[Tensor, Tensor]:
     """The different rows, ascending, and the sums of their values."""
     found, slot = torch.unique(rows, return_inverse=True)
     return found, values_PD.new_zeros(len(found), values_PD.shape[1]).index_add(0, slot, values_PD)

@@ -25,6 +25,7 @@ from torch import Tensor
 from engagement.errors import EvergreenError
 from engagement.table import MISSING, Feature, Kind, Level, RankingTable, TableSpec
 from model.bundle import Bundle
+from model.content import CONTENT
 from model.fields import Numeric
 from model.interactions.sizes import DHEN, DeepLight, ParallelMaskNetDCN, SDCNv3
 from model.optim import dense_parameters
@@ -34,7 +35,7 @@ from model.reservoir import EXAM, RESERVOIR, Reservoir
 LEVELS: tuple[Level, Level] = ("request", "candidate")
 HASHED: tuple[Kind, ...] = ("categorical", "categories")
 _SPECLESS = ("table.", "vectors.")  # prefixes of state that no column is part of
-_FISHER, _AXES = "fisher.dense.", "content.axes"  # in a bundle's memory
+_FISHER, _AXES = "fisher.dense.", CONTENT + "axes"  # in a bundle's memory
 _SCRATCH = "train with --strategy scratch"
 
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
-from engagement.table import RankingTable, TableSpec
+from engagement.table import RankingTable, TableSpec, hash_ids
 from model.data import Batch, Batcher
 from model.interest import Interest
 from model.ranker import Ranker
@@ -39,7 +38,7 @@ def choose(request_id: np.ndarray, user_id: np.ndarray, capacity: int, seed: int
         capacity: Most requests to keep.
         seed: Of the hash.
     """
-    hashed = np.fromiter((xxhash.xxh3_64_intdigest(i, seed=seed) for i in request_id.tolist()), np.uint64)
+    hashed = hash_ids(request_id, seed)
     _, first = np.unique(request_id, return_index=True)
     first = first[np.lexsort((hashed[first], user_id[first]))]
     starts = np.flatnonzero(np.r_[True, user_id[first][1:] != user_id[first][:-1]]) if len(first) else first

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engagement.table import MISSING, RankingTable, hash_id
 from model.bootstrap import one_sided
+from model.content import content_of
 from model.data import place_of
 from model.gate_rules import MIN_SLICE_REQUESTS, MIN_SLICE_USERS, SLICE_MARGIN
 from model.metrics import Hits
@@ -77,7 +78,7 @@ def slices_of(table: RankingTable, memory: Mapping[str, Tensor]) -> Slices:
         table: The evidence.
         memory: The champion's `Bundle.memory`.
     """
-    known = {n.removeprefix("content."): t.cpu().numpy() for n, t in memory.items() if n.startswith("content.")}
+    known = {n: t.cpu().numpy() for n, t in content_of(memory).items()}
     user_R = np.asarray(table.request_cat[:, place_of(table.spec, "request", "user_id")[1]])
     item_N = np.asarray(table.item_cat[:, place_of(table.spec, "candidate", "item_id")[1]])
     new, light = _unknown_and_rare(user_R, known["user_keys"], known["pair_user"])

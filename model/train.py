@@ -21,19 +21,18 @@ from engagement.table import RankingTable
 from model.bundle import Bundle, code_digest
 from model.checkpoint import Checkpoints
 from model.config import Recipe
-from model.content import learn
+from model.content import CONTENT, content_of, learn
 from model.continual import STRATEGIES, Rehearsal, Strategy, Window
 from model.data import Batcher, pick_device, table_digest
 from model.distributed import Ranks
 from model.exam import held_out
 from model.files import canonical, sha
-from model.fisher import Importance, measure, sample_rows
+from model.fisher import Importance, measure, sample_rows, sum_by_row
 from model.grow import changes, grown
 from model.reservoir import EXAM, RESERVOIR, Reservoir, Seen, choose, without_users
 from model.trainer import Trainer, reproducible
 from model.weights import row_weights
 
-_CONTENT = "content."  # prefix in a bundle's memory
 _VERSIONS = 8  # of the content vectors over a window trained from scratch
 
 Progress = Callable[[int, int, float], None]  # (step, steps, loss)
@@ -79,7 +78,7 @@ def train(
         batcher = Batcher(table, recipe.ranker, row_weights(table, recipe.train))
         trainer = Trainer(table.spec, recipe, seed, batcher, champion, pick_device(), Ranks.current())
         # An update's rows read what the champion knew; the version learned from them is for what comes after.
-        known = _content_of(champion) if champion else None
+        known = content_of(champion.memory) if champion else None
         content, state = learn(table, recipe.ranker.content, 1 if champion else _VERSIONS, seed, known)
         trainer.ranker.content.set(content)
         if champion:
@@ -102,7 +101,7 @@ def train(
         spec=table.spec,
         recipe=recipe,
         weights=trainer.ranker.state(),
-        memory=trainer.memory() | importance.to_tensors() | {_CONTENT + k: v for k, v in state.items()} | past,
+        memory=trainer.memory() | importance.to_tensors() | {CONTENT + k: v for k, v in state.items()} | past,
         strategy=strategy,
         seed=seed,
         parent=parent.digest if parent and champion else "",
@@ -167,10 +166,7 @@ def _measured(trainer: Trainer, recipe: Recipe) -> Importance:
     share = (last - first) / len(rows) if counts else 0.0
     dense = {k: v * share for k, v in part.dense.items()}
     ranks.sum_(list(dense.values()))
-    found, slot = torch.unique(ranks.gather(part.rows), return_inverse=True)
-    values_UD = ranks.gather(part.table_UD * share)
-    table_UD = values_UD.new_zeros(len(found), values_UD.shape[1]).index_add(0, slot, values_UD)
-    return Importance(dense, found, table_UD)
+    return Importance(dense, *sum_by_row(ranks.gather(part.rows), ranks.gather(part.table_UD * share)))
 
 
 def _checked(table: RankingTable, recipe: Recipe, strategy: str, parent: Bundle | None) -> Strategy:
@@ -205,10 +201,6 @@ def _run_key(recipe: Recipe, strategy: str, champion: Bundle | None, seed: int, 
         "device": pick_device().type,
     }
     return sha(canonical(inputs).encode())
-
-
-def _content_of(champion: Bundle) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(_CONTENT): v for k, v in champion.memory.items() if k.startswith(_CONTENT)}
 
 
 def _instant(microseconds: int) -> datetime:

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from components.features import write_table
 from components.judge import judge_bundles
-from components.plan import Plan
 from engagement.errors import EvergreenError
 from engagement.files import write_text
 from engagement.store import EngagementStore
-from engagement.table import RankingTable, TableSpec, micros
+from engagement.table import RankingTable, TableSpec, hash_ids, micros
 from model.bundle import Bundle
 from model.calibration import calibrated
 from model.exam import held_out
@@ -68,7 +66,7 @@ def make_table(replay: Replay, task: Task) -> None:
     columns = [counted.actions.index(a) for a in counted_actions(window.spec)]
     found = Window(
         actions=counted_actions(window.spec),
-        user_Q=np.array([xxhash.xxh3_64_intdigest(u) for u in comparable.user_id.tolist()], np.uint64),
+        user_Q=hash_ids(comparable.user_id),
         exam_Q=_exam(comparable),
         random_QC=counted.expected_QA[:, columns],
         requests=window.requests,
@@ -97,13 +95,14 @@ def _trained(replay: Replay, task: Task, checkpoints: Path) -> tuple[Bundle, dic
     table = _table(replay, task.slot)
     if parent:
         table = _cut(replay, task.slot, table)
+    trained_on = int((~held_out(table)).sum())
     record = {
         "strategy": task.strategy,
         "seed": task.seed,
         "as_of": replay.slots[task.slot].isoformat(),
-        "requests": int((~held_out(table)).sum()),
+        "requests": trained_on,
     }
-    if parent and (strategy == FROZEN or held_out(table).all()):
+    if parent and (strategy == FROZEN or not trained_on):
         cost = {"rows": 0, "seconds": 0.0, "importance_seconds": 0.0, "cpu_seconds": 0.0, "resumed": False}
         return parent, record | cost | {"digest": parent.digest}
     if parent:
@@ -139,7 +138,7 @@ def make_test(replay: Replay, task: Task) -> None:
     # Of one seed: a verdict costs as much as an update.
     first = task.seed == replay.seeds[0]
     if first and task.slot > 1 and task.strategy != FROZEN and window.requests:
-        gate = _gate(replay, task, bundles[0], bundles[1], window, _cut(replay, task.slot - 1, table))
+        gate = _gate(bundles[0], bundles[1], window, _cut(replay, task.slot - 1, table), task.seed)
     record = {
         "strategy": task.strategy,
         "seed": task.seed,
@@ -151,32 +150,16 @@ def make_test(replay: Replay, task: Task) -> None:
 
 
 def _gate(
-    replay: Replay, task: Task, challenger: Bundle, champion: Bundle, window: RankingTable, before: RankingTable
+    challenger: Bundle, champion: Bundle, window: RankingTable, before: RankingTable, seed: int
 ) -> dict[str, Any]:
     """The gate's verdict on the newest model against the one before it, both calibrated as the pipeline does.
 
     Each is calibrated on the window after its training: the challenger on the one that it is judged on, the champion
     on the one before. (A model that learned nothing new was trained before both.)
     """
-    plan = Plan(
-        run_key=replay.key(task),
-        as_of=replay.slots[task.slot],
-        snapshot=replay.snapshots[task.slot],
-        code=replay.code,
-        recipe=replay.settings.recipe,
-        strategy=replay.named(task.strategy).strategy,
-        seed=task.seed,
-        reason="replay",
-        champion="replayed",
-        champion_digest=champion.digest,
-        also_scratch="",
-        train_start=replay.window(task.slot - 1)[0],
-        update_start=replay.window(task.slot - 1)[0],
-        train_end=replay.window(task.slot)[0],
-    )
     if before.requests:
         champion = calibrated(champion, before)
-    verdict = judge_bundles(plan, window, calibrated(challenger, window), champion)
+    verdict = judge_bundles(window, calibrated(challenger, window), champion, seed)
     return {"verdict": verdict.verdict, "reason": verdict.reason}
 
 
@@ -201,9 +184,9 @@ def _comparable(window: RankingTable) -> RankingTable:
 def _exam(comparable: RankingTable) -> np.ndarray:
     """(Q,) bool: held-out requests, at most EXAM_REQUESTS, by the hash of their ids."""
     found = np.flatnonzero(held_out(comparable))
-    order = [xxhash.xxh3_64_intdigest(i, seed=1) for i in comparable.request_id[found].tolist()]
+    order = hash_ids(comparable.request_id[found], seed=1)
     chosen = np.zeros(comparable.requests, bool)
-    chosen[found[np.argsort(np.array(order, np.uint64))[:EXAM_REQUESTS]]] = True
+    chosen[found[np.argsort(order)[:EXAM_REQUESTS]]] = True
     return chosen
 
 

@@ -1,11 +1,10 @@
 """The gate on trained models: gathered from bundles, as the pipeline's step does it."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
 from components.judge import judge_bundles
-from components.plan import Plan
 from engagement.table import Feature
 from model.calibration import calibrated
 from model.cost import measure_cost
@@ -13,7 +12,7 @@ from model.grow import grown, widen_table
 from model.train import train
 from tests.unit.model_synth import make, recipe
 
-PLAN = Plan(**{f.name: "" for f in fields(Plan)} | {"seed": 3})  # judging reads the seed alone
+SEED = 3
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def models(tmp_path_factory):
 
 def test_gathered_evidence_has_numbers_for_every_rule(models):
     later, challenger, champion = models
-    verdict = judge_bundles(PLAN, later, challenger, champion)
+    verdict = judge_bundles(later, challenger, champion, SEED)
     assert [r.rule for r in verdict.rules] == [
         "finite", "evidence", "floor", "not worse", "worth it", "slices", "hide not worse", "forgetting",
         "calibration", "scores", "latency", "memory",
@@ -43,14 +42,14 @@ def test_a_model_against_itself_grown_by_a_column_differs_in_nothing_and_is_not_
     later, champion, _ = models
     more = replace(later.spec, features=(*later.spec.features, Feature("weather", "request", "numeric")))
     wide = widen_table(later, more)
-    verdict = judge_bundles(PLAN, wide, grown(champion, wide), champion)
+    verdict = judge_bundles(wide, grown(champion, wide), champion, SEED)
     assert verdict.difference["save"] == {"value": 0.0, "interval": [0.0, 0.0]}
     assert verdict.verdict == "hold" and verdict.reason.startswith("neither better nor cheaper nor fresher")
 
 
 def test_first_model_needs_no_champion(models):
     later, _, champion = models
-    verdict = judge_bundles(PLAN, later, calibrated(champion, later), None)
+    verdict = judge_bundles(later, calibrated(champion, later), None, SEED)
     assert verdict.verdict == "promote" and verdict.metrics["champion"] is None
 
 
