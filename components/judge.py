@@ -115,15 +115,21 @@ def judge_challenger(
     from components.train import champion_bundle, split
     from engagement.files import write_text
     from engagement.table import RankingTable
-    from model.bundle import CARD
+    from model.bundle import CARD, Bundle
+    from model.export import export
+    from model.served import SERVED
 
     settings, p = begin(), Plan.from_json(plan)
-    _, later = split(p, RankingTable.load(Path(table.path)))
+    whole = RankingTable.load(Path(table.path))
+    _, later = split(p, whole)
     tell(f"judging on {later.requests} requests")
     # An object store knows no empty directory: where there is no rival, its path may not exist.
     contenders = [d for d in (Path(bundle.path), Path(rival.path)) if (d / CARD).exists()]
     judged = judge_contenders(p, later, contenders, champion_bundle(settings, p))
     shutil.copytree(judged[0].directory, chosen.path, dirs_exist_ok=True)
+    # Here and not in the training: one of two contenders is served, and what it exports is registered with it.
+    tell("exporting the chosen model")
+    export(Bundle.load(Path(chosen.path)), whole, Path(chosen.path) / SERVED)
     chosen.metadata.update(run_key=p.run_key, origin=judged[0].origin)
     run, text, page = p.directory(settings), json.dumps(evidence_of(judged), indent=1), report_of(p, judged)
     for path, content in (

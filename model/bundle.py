@@ -4,6 +4,7 @@ model.safetensors      dense weights, statistics, the seen rows of the embedding
 continual.safetensors  importance of the weights, accumulators of the table's optimiser
 bundle.json            spec, recipe, lineage, metrics, SHA-256 of the two files
 reference.parquet      optional, put there by whoever registers the model
+served/                what a server runs, put there by the judge step (`model/export.py`)
 """
 
 import json
@@ -18,8 +19,9 @@ from torch import Tensor
 from engagement.errors import EvergreenError
 from engagement.table import TableSpec
 from model.config import Recipe
-from model.files import canonical, pack, read, sha, unpack, write_directory
+from model.files import canonical, read, sha, write_directory
 from model.ranker import Ranker
+from model.tensors import pack, unpack
 
 WEIGHTS, MEMORY, CARD = "model.safetensors", "continual.safetensors", "bundle.json"
 FORMAT = 3

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from engagement.errors import EvergreenError
-from model.files import pack, read, sha, unpack, write_directory
+from model.files import read, sha, write_directory
+from model.tensors import pack, unpack
 
 _STATE, _COUNTERS = "state.safetensors", "counters.json"
 _NAME = re.compile(r"step-\d{9}")

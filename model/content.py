@@ -30,7 +30,7 @@ from torch import Tensor
 
 from engagement.errors import EvergreenError
 from engagement.table import MISSING, Level, RankingTable, TableSpec
-from model.data import place_of
+from model.columns import place_of
 
 RIDGE = 4.0  # lambda of every regression; chosen on windows before the test windows, as all numbers here
 BIAS_PRIOR = 10.0  # rows at the mean value that an item starts with

@@ -10,8 +10,8 @@ import torch
 
 from engagement.table import RankingTable
 from model.bundle import WEIGHTS, Bundle
+from model.columns import narrowed
 from model.data import Batcher
-from model.grow import narrowed
 from model.memory import Peak, used
 from model.metrics import K
 

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engagement.errors import EvergreenError
-from engagement.table import Level, RankingTable, TableSpec
+from engagement.table import RankingTable
 from model.config import RankerConfig, TrainConfig
+from model.history import recent
 from model.weights import RowWeights
 
-HOUR_US = 3_600_000_000
 _CHUNK = 1 << 16  # rows of a column that statistics read at a time
 
 
@@ -67,23 +66,6 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def place_of(spec: TableSpec, level: Level, name: str) -> tuple[int, int]:
-    """Which of a level's hashed features has this name, and which column of the block it is.
-
-    Raises:
-        EvergreenError: There is no such categorical feature.
-    """
-    column = 0
-    for place, feature in enumerate(spec.of(level, hashed=True)):
-        if feature.name == name and feature.kind == "categorical":
-            return place, column
-        column += feature.width
-    raise EvergreenError(
-        f"the features have no categorical {level} feature {name!r}",
-        "Declare it: histories and content vectors are matched by it",
-    )
-
-
 def action_types(bits_BL: Tensor, actions: int) -> Tensor:
     """(B, L) bit masks -> (B, L, actions): 1 where bit `a` is set. All actions are told apart, action 0 included."""
     return (bits_BL[..., None] >> torch.arange(actions, device=bits_BL.device)) & 1
@@ -132,6 +114,7 @@ class Batcher:
         t, weight = self.table, np.ones(len(rows), np.float32)
         if self.weights is not None:
             weight = self.weights.of(rows, requests[request_of_row])
+        past = recent(t, requests, self.config.history, self.config.first)
         arrays = {
             "request_ids_BW": t.request_cat[requests],
             "request_num_BF": t.request_num[requests],
@@ -142,33 +125,13 @@ class Batcher:
             "rows": rows,
             "labels_NA": t.labels[rows].astype(np.float32),
             "weight_N": weight,
-            **self._history(requests),
+            "history_ids_BL": past.item_BL,
+            "history_bits_BL": past.bits_BL,
+            "history_hours_BL": past.hours_BL,
+            "history_mask_BL": past.mask_BL,
+            "history_visible_BL": past.mask_BL,
         }
         return Batch(**{name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()})
-
-    def _history(self, requests: np.ndarray) -> dict[str, np.ndarray]:
-        t, config = self.table, self.config
-        start, end = t.history_start[requests], t.history_end[requests]
-        longest = int(np.max(end - start, initial=0))
-        length = min(config.history, max(longest, config.first))
-        index = end[:, None] - 1 - np.arange(length)
-        mask = index >= start[:, None]
-        index = np.where(mask, index, 0)
-        if not len(t.history_time):
-            empty = np.zeros(index.shape, np.int64)
-            item, bits, hours = empty, empty, empty.astype(np.float32)
-        else:
-            item = np.where(mask, t.history_item[index], 0)
-            bits = np.where(mask, t.history_actions[index], 0)
-            age = np.maximum(t.time[requests][:, None] - t.history_time[index], 0)
-            hours = np.where(mask, age / HOUR_US, 0).astype(np.float32)
-        return {
-            "history_ids_BL": item,
-            "history_bits_BL": bits,
-            "history_hours_BL": hours,
-            "history_mask_BL": mask,
-            "history_visible_BL": mask,
-        }
 
 
 _SAMPLE = 100_000  # rows from which quantiles are taken

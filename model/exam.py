@@ -15,8 +15,13 @@ SHARE = 10
 
 def held_out(table: RankingTable) -> np.ndarray:
     """(R,) bool: the requests that are kept for exams."""
-    held_R: np.ndarray = hash_ids(table.request_id) % SHARE == 0
-    return held_R
+    return kept(table.request_id)
+
+
+def kept(request_id: np.ndarray) -> np.ndarray:
+    """(R,) bool: the same by their ids (bytes)."""
+    kept_R: np.ndarray = hash_ids(request_id) % SHARE == 0
+    return kept_R
 
 
 def exam_of(bundle: Bundle) -> RankingTable | None:

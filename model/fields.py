@@ -5,6 +5,7 @@ Shapes: N rows (requests or candidates), W hashed columns, D embedding width, G 
 """
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -68,8 +69,10 @@ class Numeric(nn.Module):
 
     def forward(self, x_F: Tensor) -> Tensor:
         """(..., F) -> (..., out_features)."""
-        parts = [self.norm(x_F.index_select(-1, self.columns))]
+        return torch.cat([self.norm(x_F.index_select(-1, self.columns)), *self.embeddings(x_F)], -1)
+
+    def embeddings(self, x_F: Tensor) -> Iterator[Tensor]:
+        """The embeddings, projected."""
         for (start, end), project in zip(self.spans, self.project, strict=True):
             # A missing embedding is NaN throughout; it becomes the zero vector.
-            parts.append(project(l2_normalise(torch.nan_to_num(x_F[..., start:end], 0.0, 0.0, 0.0))))
-        return torch.cat(parts, -1)
+            yield project(l2_normalise(torch.nan_to_num(x_F[..., start:end], 0.0, 0.0, 0.0)))

@@ -15,9 +15,9 @@ from engagement.table import RankingTable
 from model import gate_rules as rules
 from model.bootstrap import Estimate, ratios, sums_by_user
 from model.bundle import Bundle
+from model.columns import widen_table
 from model.cost import Cost, measure_cost
 from model.exam import exam_of
-from model.grow import widen_table
 from model.metrics import Hits, K, auc, calibration_error, chance_error, hits, random_hit3, ranking_score
 from model.predict import score
 from model.slices import SliceResult, Slices, compare, slices_of

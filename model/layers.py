@@ -72,7 +72,7 @@ class NumericNorm(nn.Module):
         """(..., F) with NaN for missing -> (..., 3F)."""
         missing = ~torch.isfinite(x_F)
         z = ((x_F - self.mean) / self.std).clamp(-self.LIMIT, self.LIMIT)
-        gap_FK = self.knots.diff(dim=-1).clamp(min=1e-6)
+        gap_FK = (self.knots[:, 1:] - self.knots[:, :-1]).clamp(min=1e-6)
         place = 2 * ((x_F[..., None] - self.knots[:, :-1]) / gap_FK).clamp(0, 1).mean(-1) - 1
         both = torch.cat([z, place], -1)
         both = torch.where(torch.cat([missing, missing], -1), torch.zeros_like(both), both)

@@ -7,7 +7,7 @@ AUC, GAUC, log-loss and calibration error are of one action's labels and scores 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,14 @@ def ranks(table: RankingTable, by_row: np.ndarray) -> np.ndarray:
     rank = np.empty(len(place), np.int64)
     rank[place] = np.arange(len(place)) - np.repeat(table.offsets[:-1], np.diff(table.offsets))
     return rank
+
+
+def first(request_id: bytes, item_ids: Sequence[bytes], scores_C: np.ndarray) -> np.ndarray:
+    """Rows of the first `K` candidates of one request, by the same rule as `ranks`."""
+    seed = xxhash.xxh3_64_intdigest(request_id)
+    keys_C = np.array([xxhash.xxh3_64_intdigest(item, seed=seed) for item in item_ids], np.uint64)
+    place_C: np.ndarray = np.lexsort((keys_C, -scores_C))
+    return place_C[:K]
 
 
 def auc(labels_N: np.ndarray, scores_N: np.ndarray) -> float:

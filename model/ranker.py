@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from engagement.errors import EvergreenError
 from engagement.table import Level, RankingTable, TableSpec
+from model.columns import ITEM_FEATURE, USER_FEATURE, place_of
 from model.config import RankerConfig
-from model.data import Batch, Batcher, action_types, place_of, quantiles
+from model.data import Batch, Batcher, action_types, quantiles
 from model.fields import Hashed, Numeric
 from model.hashing import MISSING_ROW, rows_of
 from model.interactions import build
@@ -22,7 +23,6 @@ from model.interest import ContentVectors, Interest
 from model.layers import LEARNED_EPS, Calibrated, l2_normalise, mlp
 from model.transact import TransAct
 
-USER_FEATURE, ITEM_FEATURE = "user_id", "item_id"  # histories hold hashes of the latter
 _STATISTICS_REQUESTS = 20_000  # from which the scales of the content signals are taken
 
 

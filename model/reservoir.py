@@ -14,13 +14,12 @@ Shapes: R requests, N candidates, L actions, C content width, S signals.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engagement.table import RankingTable, TableSpec, hash_ids
+from engagement.table import RankingTable, TableSpec, concatenate, hash_ids
 from model.data import Batch, Batcher
 from model.interest import Interest
 from model.ranker import Ranker
@@ -93,7 +92,7 @@ class Reservoir:
         ends = np.cumsum([r.table.requests for r in parts])
         chosen = np.split(kept, np.searchsorted(kept, ends[:-1]))
         reduced = [r._select(c - e + r.table.requests) for r, c, e in zip(parts, chosen, ends, strict=True)]
-        table = _concatenate([_own_history(r.table, history) for r in reduced])
+        table = concatenate([_own_history(r.table, history) for r in reduced])
         seen = None
         if all(r.seen for r in reduced):
             seen = Seen(*(np.concatenate([getattr(r.seen, f.name) for r in reduced]) for f in fields(Seen)))
@@ -161,18 +160,6 @@ def _own_history(table: RankingTable, length: int) -> RankingTable:
     place = np.concatenate([[0], np.cumsum(kept)])
     columns = {n: getattr(table, n)[kept] for n in ("history_time", "history_item", "history_actions")}
     return replace(table, history_start=place[start], history_end=place[table.history_end], **columns)
-
-
-def _concatenate(tables: list[RankingTable]) -> RankingTable:
-    """All requests, one table after the other; the result is in time order only if they are."""
-    joined: dict[str, Any] = {
-        f.name: np.concatenate([getattr(t, f.name) for t in tables]) for f in fields(RankingTable) if f.name != "spec"
-    }
-    rows, actions = (np.cumsum([0, *(len(getattr(t, n)) for t in tables)]) for n in ("item_id", "history_time"))
-    joined["offsets"] = np.concatenate([[0], *(t.offsets[1:] + r for t, r in zip(tables, rows, strict=False))])
-    for name in ("history_start", "history_end"):
-        joined[name] = np.concatenate([getattr(t, name) + a for t, a in zip(tables, actions, strict=False)])
-    return replace(tables[0], **joined)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

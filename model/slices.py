@@ -19,8 +19,8 @@ from torch import Tensor
 
 from engagement.table import MISSING, RankingTable, hash_id
 from model.bootstrap import one_sided
+from model.columns import place_of
 from model.content import content_of
-from model.data import place_of
 from model.gate_rules import MIN_SLICE_REQUESTS, MIN_SLICE_USERS, SLICE_MARGIN
 from model.metrics import Hits
 

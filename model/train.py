@@ -20,6 +20,7 @@ from engagement.errors import EvergreenError
 from engagement.table import RankingTable
 from model.bundle import Bundle, code_digest
 from model.checkpoint import Checkpoints
+from model.columns import changes
 from model.config import Recipe
 from model.content import CONTENT, content_of, learn
 from model.continual import STRATEGIES, Rehearsal, Strategy, Window
@@ -28,7 +29,7 @@ from model.distributed import Ranks
 from model.exam import held_out
 from model.files import canonical, sha
 from model.fisher import Importance, measure, sample_rows, sum_by_row
-from model.grow import changes, grown
+from model.grow import grown
 from model.reservoir import EXAM, RESERVOIR, Reservoir, Seen, choose, without_users
 from model.trainer import Trainer, reproducible
 from model.weights import row_weights

@@ -50,9 +50,10 @@ class Feedforward(nn.Module):
         return self.norm2(x_NLE + linear(hidden, self.down.weight, self.down.bias))
 
 
-def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    # What is added to hide padding. Finite, not -inf: a row without any action must give numbers (which nobody reads),
-    # not NaN. A quarter of the smallest number, so that adding to it cannot overflow.
+def hiding(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to hide padding."""
+    # Finite, not -inf: a row without any action must give numbers (which nobody reads), not NaN. A quarter of the
+    # smallest number, so that adding to it cannot overflow.
     return (~mask).to(dtype) * (torch.finfo(dtype).min / 4)
 
 
@@ -85,7 +86,7 @@ class SelfAttention(nn.Module):
         """(N, L, E) -> (N, L, E); no mask where all actions are real."""
         logits_NLL = linear(x_NLE, folded.logit_EE, folded.logit_E) @ x_NLE.transpose(1, 2)
         if mask_NL is not None:
-            logits_NLL = logits_NLL + _bias(mask_NL, logits_NLL.dtype)[:, None]
+            logits_NLL = logits_NLL + hiding(mask_NL, logits_NLL.dtype)[:, None]
         return x_NLE + linear(torch.softmax(logits_NLL, -1) @ x_NLE, folded.value_EE, folded.value_E)
 
 
@@ -119,7 +120,7 @@ class FusedAttention(SelfAttention):
         shared_BLM = linear(action_BLH, logit_EE[:h, :h], logit_E[:h]) @ action_BLH.transpose(1, 2)
         return Halves(
             F.pad(action_BLH, (0, cand_NC.shape[-1])),
-            shared_BLM + _bias(mask_BL, shared_BLM.dtype)[:, None],
+            shared_BLM + hiding(mask_BL, shared_BLM.dtype)[:, None],
             linear(action_BLH, value_EE[:, :h]),
             linear(cand_NC, logit_EE[:h, h:]),
             F.pad(cand_NC, (h, 0)),
@@ -141,7 +142,7 @@ class FusedAttention(SelfAttention):
         """
         action_BLH = halves.token_BLE[..., : self.action_width]
         shared_BLM = _exponential(halves.shared_BLM)
-        bias_BM = _bias(mask_BL, shared_BLM.dtype)
+        bias_BM = hiding(mask_BL, shared_BLM.dtype)
         if len(mask_BL) > 1:
             base_NLE, value_NLE = (x.index_select(0, request_of_row) for x in (halves.token_BLE, halves.value_BLE))
             shared_NLM, bias_NM = shared_BLM.index_select(0, request_of_row), bias_BM.index_select(0, request_of_row)
@@ -208,15 +209,22 @@ class TransAct(nn.Module):
         return 4 * len(cand_NC) * hist_BLH.shape[1] * self.width <= CHUNK
 
     def _rest(self, x_NLE: Tensor, mask_NL: Tensor | None, folded: list[Folded]) -> Tensor:
-        x_NLE = self.feed[0](x_NLE)
+        return self.outcome(self.further(self.feed[0](x_NLE), mask_NL, folded), mask_NL)
+
+    def further(self, x_NLE: Tensor, mask_NL: Tensor | None, folded: list[Folded]) -> Tensor:
+        """The layers behind the first."""
         for attend, fold, feed in zip(self.attend, folded[1:], self.feed[1:], strict=True):
             x_NLE = feed(attend(x_NLE, mask_NL, fold))
+        return x_NLE
+
+    def outcome(self, x_NLE: Tensor, mask_NL: Tensor | None) -> Tensor:
+        """The first K outputs and the max-pool, projected; (N, S)."""
         first_NKE = x_NLE[:, : self.first]
         if mask_NL is None:
             pooled_NE = x_NLE.amax(1)
         else:
             first_NKE = first_NKE * mask_NL[:, : self.first, None]
-            pooled_NE = (x_NLE + _bias(mask_NL, x_NLE.dtype)[..., None]).amax(1)
+            pooled_NE = (x_NLE + hiding(mask_NL, x_NLE.dtype)[..., None]).amax(1)
             pooled_NE = torch.where(mask_NL.any(1, keepdim=True), pooled_NE, self.no_history.to(pooled_NE.dtype))
         first_NKE = F.pad(first_NKE, (0, 0, 0, self.first - first_NKE.shape[1]))
         return self.dropout(self.summary(torch.cat([first_NKE.flatten(1), pooled_NE], -1)))

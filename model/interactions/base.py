@@ -4,6 +4,7 @@ Shapes: N rows, X width of the input.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,13 @@ class FieldNorm(nn.Module):
         # A grown field is a run alone: the third key tells it from its neighbours.
         runs = itertools.groupby(fields, lambda field: (*field[:2], -1 if field[1] else field[2]))
         self.runs = [(len(list(same)), width, all_found) for (width, all_found, _), same in runs]
+
+    def part(self, chosen: Sequence[bool]) -> "FieldNorm":
+        """The same of some of the fields, for inference."""
+        part = FieldNorm(tuple(itertools.compress(self.widths, chosen)))
+        columns = torch.tensor(chosen).repeat_interleave(torch.tensor(self.widths))
+        part.load_state_dict({name: value[columns] for name, value in self.state_dict().items()})
+        return part
 
     def forward(self, x_NX: Tensor) -> Tensor:
         """(N, X) -> (N, X)."""

@@ -8,7 +8,8 @@ import torch
 
 from engagement.errors import EvergreenError
 from engagement.table import RankingTable
-from model.data import HOUR_US, Batcher, Share, hide, numeric_statistics, table_digest
+from model.data import Batcher, Share, hide, numeric_statistics, table_digest
+from model.history import HOUR_US
 from model.weights import row_weights
 from tests.unit.model_synth import make, recipe
 

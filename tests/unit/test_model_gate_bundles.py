@@ -7,8 +7,9 @@ import pytest
 from components.judge import judge_bundles
 from engagement.table import Feature
 from model.calibration import calibrated
+from model.columns import widen_table
 from model.cost import measure_cost
-from model.grow import grown, widen_table
+from model.grow import grown
 from model.train import train
 from tests.unit.model_synth import make, recipe
 

@@ -9,8 +9,9 @@ import torch
 
 from engagement.errors import EvergreenError
 from engagement.table import Feature, TableSpec
+from model.columns import changes, narrowed, widen_table
 from model.fisher import Importance
-from model.grow import changes, grown, narrowed, widen_table
+from model.grow import grown
 from model.interactions import sizes
 from model.metrics import hit3, hits
 from model.predict import logits, score

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from engagement.errors import EvergreenError
-from model.files import pack
 from model.hashing import rows_of
 from model.metrics import hit3, hits, random_hit3
 from model.predict import score
 from model.ranker import Ranker
+from model.tensors import pack
 from model.train import train
 from tests.unit.model_synth import SPEC, make, recipe
 
@@ -49,7 +49,7 @@ def test_training_leaves_the_random_state_and_threads_of_the_process_alone(tmp_p
 
 KILLED = """
 import os, pathlib, signal, sys
-from model.files import pack
+from model.tensors import pack
 from model.hashing import rows_of
 from model.train import train
 from tests.unit.model_synth import make, recipe
