@@ -1,4 +1,5 @@
-"""Forgetting a user beyond the log: served features, view files, training tables, and which models saw the user.
+"""Forgetting a user beyond the log: served features, the serving log, view files, training tables, and which models saw
+the user.
 
 No pipeline step: a person asks for it (`evergreen data forget USER`). It can be repeated; what an earlier call removed
 counts as nothing the second time, but the snapshots and models that saw the user are told again.
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.drift import REFERENCE
+from engagement import served
 from engagement.files import write_part
 from engagement.index import to_us
 from engagement.report import ForgetReport
@@ -31,9 +33,10 @@ def forget_user(settings: Settings, user_id: str) -> dict[str, Any]:
     """Remove a user from the home; the next build and the next run work without the user.
 
     Returns:
-        The store's report (see `ForgetReport`), `online_rows`, `view_files`, `quarantined_records` (of the stream),
-        `run_directories`, `models` (see `models_that_saw`), and `samples`: registered bundles whose sample of the
-        training window still shows the user. A bundle is sealed by its digest, so those go only with the version.
+        The store's report (see `ForgetReport`), `online_rows`, `served_answers` (of the serving log), `view_files`,
+        `quarantined_records` (of the stream), `run_directories`, `models` (see `models_that_saw`), and `samples`:
+        registered bundles whose sample of the training window still shows the user. A bundle is sealed by its digest,
+        so those go only with the version.
 
     Raises:
         EvergreenError: There is no data, or a file cannot be searched.
@@ -56,6 +59,7 @@ def forget_user(settings: Settings, user_id: str) -> dict[str, Any]:
         "user": user_id,
         **report.to_json(),
         "online_rows": online,
+        "served_answers": served.forget(settings.serving_log, user_id),
         "view_files": len(views),
         "quarantined_records": quarantined,
         "run_directories": [d.relative_to(settings.root).as_posix() for d in directories],

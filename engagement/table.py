@@ -9,11 +9,12 @@ C hashed categorical columns and D numeric columns, at request level or at candi
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -243,6 +244,16 @@ _REQUEST_COLUMNS = (
     "request_num",
 )
 _ROW_COLUMNS = ("item_id", "item_cat", "item_num", "labels", "sampled")
+
+
+def concatenate(tables: Sequence[RankingTable]) -> RankingTable:
+    """All requests of tables of one spec, one table after the other; in time order only if they are."""
+    joined: dict[str, Any] = {n: np.concatenate([getattr(t, n) for t in tables]) for n in _COLUMNS}
+    rows, actions = (np.cumsum([0, *(len(getattr(t, n)) for t in tables)]) for n in ("item_id", "history_time"))
+    joined["offsets"] = np.concatenate([[0], *(t.offsets[1:] + r for t, r in zip(tables, rows, strict=False))])
+    for name in ("history_start", "history_end"):
+        joined[name] = np.concatenate([getattr(t, name) + a for t, a in zip(tables, actions, strict=False)])
+    return replace(tables[0], **joined)
 
 
 def micros(instant: datetime) -> int:

@@ -1,4 +1,4 @@
-"""From raw values to a ranking table: the last step of the offline join and of an online read alike."""
+"""From raw values to a ranking table: the last step of the offline join."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -17,6 +17,7 @@ HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US
 SERVED = 4_000  # distinct texts of a served request at most; a training table has more
 Raw = Mapping[str, pa.Array | np.ndarray]  # doubles also as (n,) with NaN for null
+_SMALL_INTS = pa.array([str(v) for v in range(24)])
 # The same items, tags and categories come up in one served request after another.
 _remembered = lru_cache(maxsize=100_000)(hash_id)
 
@@ -42,8 +43,19 @@ def candidate_values(time: np.ndarray, created_us: pa.Array) -> dict[str, pa.Arr
         time: (N,) int64, microseconds, when each candidate's request is ranked.
         created_us: (N,) int64, microseconds, when the item became available; null where unknown.
     """
-    age = np.maximum(time - pc.fill_null(created_us, 0).to_numpy(zero_copy_only=False), 0) / DAY_US
+    age = age_days(time, pc.fill_null(created_us, 0).to_numpy(zero_copy_only=False))
     return {"item_age_days": pa.array(age, mask=pc.is_null(created_us).to_numpy(zero_copy_only=False))}
+
+
+def age_days(time: np.ndarray, created_us: np.ndarray) -> np.ndarray:
+    """(N,) float64; of the arguments of `candidate_values`."""
+    return np.maximum(time - created_us, 0) / DAY_US
+
+
+def blank(spec: TableSpec, level: Level, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(n, C) int64 hashes and (n, D) float32 numbers of one level, without any value yet."""
+    hashed = np.full((rows, spec.width(level, hashed=True)), MISSING, np.int64)
+    return hashed, np.full((rows, spec.width(level, hashed=False)), np.nan, np.float32)
 
 
 def encode(spec: TableSpec, level: Level, raw: Raw, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,23 +70,27 @@ def encode(spec: TableSpec, level: Level, raw: Raw, rows: int) -> tuple[np.ndarr
     Returns:
         (n, C) int64 hashes and (n, D) float32 numbers, columns in the order of the declaration.
     """
-    hashed = np.full((rows, spec.width(level, hashed=True)), MISSING, np.int64)
-    numbers = np.full((rows, spec.width(level, hashed=False)), np.nan, np.float32)
+    hashed, numbers = blank(spec, level, rows)
+    fill(spec, level, raw, hashed, numbers)
+    return hashed, numbers
+
+
+def fill(spec: TableSpec, level: Level, raw: Raw, hashed: np.ndarray, numbers: np.ndarray) -> None:
+    """Write the columns of the features that have raw values, and no others; the arguments are those of `encode`."""
     logs: list[int] = []
-    for block, features in ((hashed, spec.of(level, hashed=True)), (numbers, spec.of(level, hashed=False))):
-        at = 0
-        for feature in features:
-            if feature.name in raw:
-                with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):
+        for block, features in ((hashed, spec.of(level, hashed=True)), (numbers, spec.of(level, hashed=False))):
+            at = 0
+            for feature in features:
+                if feature.name in raw:
                     block[:, at : at + feature.width] = _ENCODERS[feature.kind](feature, raw[feature.name])
-            if feature.transform == "log1p":
-                logs.append(at)
-            at += feature.width
+                    if feature.transform == "log1p":
+                        logs.append(at)
+                at += feature.width
     if logs:
         numbers[:, logs] = np.log1p(np.maximum(numbers[:, logs], 0.0))
     # An infinity, or a double beyond float32, would poison a whole batch; it counts as no value.
     numbers[np.isinf(numbers)] = np.nan
-    return hashed, numbers
 
 
 def hashes(field: str, values: pa.Array) -> np.ndarray:
@@ -115,8 +131,7 @@ def _embedding(feature: Feature, values: pa.Array) -> np.ndarray:
 
 
 def _text_of_small_ints(values: np.ndarray) -> pa.Array:
-    names = pa.array([str(v) for v in range(24)])
-    return pa.DictionaryArray.from_arrays(pa.array(values, pa.int64()), names)
+    return pa.DictionaryArray.from_arrays(pa.array(values, pa.int64()), _SMALL_INTS)
 
 
 _ENCODERS = {

@@ -89,15 +89,19 @@ class Generation:
             raise EvergreenError(f"the online features in {directory} are of another version of Evergreen", _REMEDY)
         return found
 
-    def rows(self, url: str) -> OnlineRows:
+    def rows(self, url: str, patience: float | None = None) -> OnlineRows:
         """Its rows.
+
+        Args:
+            url: Address of the Redis that holds them; empty for SQLite.
+            patience: Seconds to wait for the store; None: as long as suits whoever writes.
 
         Raises:
             EvergreenError: They are in another store than `url` names, or are gone.
         """
         if self.store != store_mark(url):
             raise EvergreenError(f"the features in {self.directory} were materialised into another store", _REMEDY)
-        found = open_rows(self.directory, url)
+        found = open_rows(self.directory, url, patience)
         check_stamp(found.get([STAMP])[0], self.directory)
         return found
 
@@ -112,9 +116,11 @@ def layout(spec: TableSpec) -> str:
     return hashlib.sha256("".join(Codec(v).mark for v in views(spec)).encode()).hexdigest()[:16]
 
 
-def open_rows(directory: Path, url: str) -> OnlineRows:
+def open_rows(directory: Path, url: str, patience: float | None = None) -> OnlineRows:
     """The rows that belong to a directory: in SQLite there, or in the Redis at `url`."""
-    return RedisRows(url, f"evergreen:{directory.name}") if url else SQLiteRows(directory / "online.db")
+    if url:
+        return RedisRows(url, f"evergreen:{directory.name}", patience)
+    return SQLiteRows(directory / "online.db", patience)
 
 
 def stamp(rows: OnlineRows, as_of: datetime) -> None:

@@ -38,6 +38,8 @@ _SQLITE_VARIABLES = 30_000  # its limit is 32,766 a statement
 _BUSY_SECONDS = 60.0
 _REDIS_CHUNK = 2_000  # keys a script; bounds how long Redis serves nobody else
 _REDIS_SECONDS = 10.0
+READER_SECONDS = 1.0
+"""A ranking waits much less for its features (`serving.degrade`): a read that nobody waits for any more ends then."""
 
 # KEYS: the rows' keys; ARGV: the rows.
 _PUT_SCRIPT = """
@@ -89,13 +91,15 @@ class SQLiteRows:
 
     Args:
         path: The file; made if it is not there, its directory is not.
+        patience: Seconds to wait for others who lock the file.
 
     Raises:
         EvergreenError: The file cannot be opened or is no database.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float | None = None) -> None:
         self.path = Path(path)
+        self._patience = _BUSY_SECONDS if patience is None else patience
         self._local = threading.local()
         with self._told():
             # A reader does not wait for a writer to end, nor a writer for readers.
@@ -178,7 +182,7 @@ class SQLiteRows:
         if connection is None:
             with self._told():
                 # Autocommit: transactions begin and end where this module says so.
-                connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+                connection = sqlite3.connect(self.path, timeout=self._patience, isolation_level=None)
                 connection.execute("PRAGMA synchronous = NORMAL")  # in WAL mode: whole after a crash
                 connection.execute("PRAGMA mmap_size = 1073741824")
             self._local.connection = connection
@@ -200,20 +204,26 @@ class RedisRows:
     Args:
         url: As `redis://host:port/db`.
         prefix: What sets a generation's rows apart from all others.
+        patience: Seconds to wait for an answer, or for a connection; then a call fails, after one more try at once.
 
     Raises:
         EvergreenError: The address cannot be understood; from every method: Redis does not answer.
     """
 
-    def __init__(self, url: str, prefix: str) -> None:
+    def __init__(self, url: str, prefix: str, patience: float | None = None) -> None:
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
         parts = urlsplit(url)
         self._address, self._prefix = f"{parts.hostname}:{parts.port or 6379}", prefix  # without a password
         self._errors = redis.RedisError
         try:
+            seconds = _REDIS_SECONDS if patience is None else patience
+            # Without being told, the client makes many more tries, with pauses of seconds between them.
+            retry = {} if patience is None else {"retry": Retry(NoBackoff(), 1)}
             self._client: Any = redis.Redis.from_url(
-                url, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS
+                url, socket_timeout=seconds, socket_connect_timeout=seconds, **retry
             )
         except ValueError as error:
             raise EvergreenError(

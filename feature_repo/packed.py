@@ -22,6 +22,7 @@ from engagement.errors import EvergreenError
 from feature_repo.features import ARROW, ColumnType, View
 
 HEADER = 16  # bytes of event and created, by which two rows of one key are compared
+NEVER = np.iinfo(np.int64).min  # the instant of what is not there
 _NULL_TEXT = np.uint32(0xFFFFFFFF)  # stands for the length of a null inside a list of texts
 _BLOCK = 50_000  # rows packed at a time; bounds the memory
 _ITEM: dict[str, np.dtype] = {"ints": np.dtype("<i8"), "floats": np.dtype("<f4")}
@@ -88,14 +89,18 @@ class Codec:
             found[name] = pa.array(head["floats"][:, i], mask=null[name])
         return pa.table({n: found[n] for n in (*(c for c, _ in self.view.columns), "event_timestamp")})
 
-    def columns(self, rows: Sequence[bytes | None]) -> dict[str, pa.Array | np.ndarray]:
-        """The same columns for a reader in a hurry: doubles as (n,) arrays with NaN for null, and no timestamps."""
+    def columns(self, rows: Sequence[bytes | None]) -> tuple[np.ndarray, dict[str, pa.Array | np.ndarray]]:
+        """For a reader in a hurry: (n,) event instants, `NEVER` for None, and the view's columns.
+
+        Doubles are (n,) arrays with NaN for null.
+        """
         head, null, found = self._unpack(rows)
+        event = np.where([r is None for r in rows], NEVER, head["event"])
         floats = head["floats"].copy()
         for i, name in enumerate(self._floats):
             if null[name] is not None:
                 floats[null[name], i] = np.nan
-        return {**found, **{name: floats[:, i] for i, name in enumerate(self._floats)}}
+        return event, {**found, **{name: floats[:, i] for i, name in enumerate(self._floats)}}
 
     def _unpack(self, rows: Sequence[bytes | None]) -> tuple[np.ndarray, dict[str, np.ndarray | None], dict]:
         """(n,) heads, each column's (n,) nulls or None without any, and the columns but the doubles."""
@@ -105,7 +110,7 @@ class Codec:
         head = np.frombuffer(b"".join([r[:width] for r in whole]), self._head, len(whole))
         columns = len(self.view.columns)
         bits = np.unpackbits(head["null"], axis=1, count=columns, bitorder="little").astype(bool)
-        some = [bool(column.any()) for column in bits.T]
+        some = np.logical_or.reduce(bits, axis=0).tolist()
         null = {n: bits[:, i] if some[i] else None for i, (n, _) in enumerate(self.view.columns)}
         found = {n: pa.array(head["ints"][:, i], mask=null[n]) for i, n in enumerate(self._ints)}
         sizes = _Sizes(head["sizes"], memoryview(b"".join(whole) if self._ragged else b""), ends[:-1] + width)
@@ -150,6 +155,12 @@ def row_keys(view: View, columns: pa.Table | Mapping[str, Sequence[str] | pa.Arr
             parts.append(_binary(np.arange(len(length) + 1) * 4, pa.py_buffer(length.tobytes())))
         parts.append(text.cast(pa.binary()))
     return _as_list(pc.binary_join_element_wise(*parts, b"") if len(parts) > 1 else parts[0])
+
+
+def row_key(*parts: str) -> bytes:
+    """The online key of one row, by its join keys; see `row_keys`."""
+    *first, last = (part.encode() for part in parts)
+    return b"".join(len(part).to_bytes(4, "little") + part for part in first) + last
 
 
 def instants(rows: Sequence[bytes]) -> tuple[list[int], list[int]]:

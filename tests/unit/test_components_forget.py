@@ -1,7 +1,7 @@
 """Forgetting a user beyond the log: view files, tables of runs, samples, and which models saw the user."""
 
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ from components.drift import REFERENCE
 from components.forget import forget_user
 from engagement.files import write_part
 from engagement.importers import contract_dir
+from engagement.served import read
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
 from feature_repo.repo import FeatureRepo
 from serving.registry import Registry
+from tests.served_lab import AT, served, write
 from tests.serving_lab import small_table, write_bundle
 from tests.synth import START, write_contract_dir
 
@@ -72,6 +74,14 @@ def test_samples_in_pipelines_go_and_those_in_sealed_bundles_are_told(home):
     report = forget_user(home, USER)
     assert not places[0].exists() and places[1].exists()
     assert report["samples"] == ["serving/models/1"]
+
+
+def test_the_serving_log_forgets_the_user_too(home):
+    log = home.serving / "log"
+    write(log, served(1, USER), served(2, "u1"), served(3, USER, purpose="shadow"))
+    assert forget_user(home, USER)["served_answers"] == 2
+    assert read(log, AT, AT + timedelta(days=1))["user_id"].unique().to_list() == ["u1"]
+    assert forget_user(home, USER)["served_answers"] == 0
 
 
 def test_unknown_user_changes_nothing(home):

@@ -1,5 +1,8 @@
 """Feast's own calls on packed rows, streamed histories, forgetting, and stores that are damaged or gone."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pandas as pd
 import pytest
 from feast.data_source import PushMode
@@ -8,7 +11,8 @@ from engagement.errors import EvergreenError
 from feature_repo.definitions import open_store
 from feature_repo.features import views
 from feature_repo.generations import served
-from feature_repo.online_cache import HITS, RowCache
+from feature_repo.online import OnlineReader
+from feature_repo.online_cache import HITS, KNOWN_SECONDS, RowCache
 from feature_repo.packed import Codec, row_keys
 from feature_repo.repo import FeatureRepo
 from tests.features_world import DAY, START, us
@@ -143,19 +147,86 @@ def test_a_damaged_version_is_told_and_made_anew(store):
     assert repo.online().read("u1", ["i1"], {}, START + 6 * DAY).rows == 1
 
 
+NUMBER = np.dtype([("value", "<i8")])
+
+
+def put(cache, state, **values):
+    cache.put([k.encode() for k in values], np.array([(v,) for v in values.values()], NUMBER), state)
+
+
+def fresh_rows(found, keys):
+    """The values that were found, by key."""
+    rows, there = found
+    return {k: v for k, v, ok in zip(keys, rows["value"].tolist(), there.tolist(), strict=True) if ok}
+
+
 def test_the_cache_answers_until_its_time_is_over_and_holds_no_more_than_it_may():
     now = [0.0]
-    cache = RowCache("item", capacity=2, clock=lambda: now[0])
-    cache.put({b"a": (b"1",), b"b": (None,)})
+    cache = RowCache("item", NUMBER, capacity=2, clock=lambda: now[0])
+
+    def got(*keys, state=7):
+        return fresh_rows(cache.get(keys, state), keys)
+
+    put(cache, 7, a=1, b=2)
     before = HITS.labels("item")._value.get()
-    assert cache.get([b"a", b"a", b"c"]) == {b"a": (b"1",)}
+    assert got(b"a", b"a", b"c") == {b"a": 1}
     assert HITS.labels("item")._value.get() == before + 2
-    cache.put({b"c": (b"3",)})  # b was asked for longest ago
-    assert cache.get([b"a", b"b", b"c"]) == {b"a": (b"1",), b"c": (b"3",)}
+    put(cache, 7, c=3)  # b was asked for longest ago
+    assert got(b"a", b"b", b"c") == {b"a": 1, b"c": 3}
+    assert got(b"a", b"b", b"c", state=8) == {}  # not for a reader of another state of the store
     now[0] = 30.0
-    assert cache.get([b"a"]) == {b"a": (b"1",)}  # being asked for does not make a row younger
+    assert got(b"a") == {b"a": 1}  # being asked for does not make a row younger
     now[0] = 30.1
-    assert cache.get([b"a"]) == {}
-    off = RowCache("item", capacity=0)
-    off.put({b"a": (b"1",)})
-    assert off.get([b"a"]) == {}
+    assert got(b"a") == {}
+    put(cache, 8, a=4)
+    assert got(b"a", b"c", state=8) == {b"a": 4}
+    off = RowCache("item", NUMBER, capacity=0)
+    put(off, 7, a=1)
+    assert not off.get([b"a"], 7)[1].any() and not off.known([b"a"])[1].any()
+
+
+def test_more_keys_than_the_cache_may_hold_push_out_no_key_of_their_own():
+    cache = RowCache("item", NUMBER, capacity=16)
+    for start in range(0, 96, 12):
+        keys = [f"k{i}" for i in range(start, start + 12)]
+        put(cache, 1, **{k: i for i, k in enumerate(keys, start)})
+        asked = [k.encode() for k in keys]
+        assert fresh_rows(cache.get(asked, 1), asked) == dict(zip(asked, range(start, start + 12), strict=True))
+    many = {f"m{i}": i for i in range(40)}
+    put(cache, 1, **many)
+    asked = [k.encode() for k in many]
+    assert len(fresh_rows(cache.get(asked, 1), asked)) == 16
+
+
+def test_a_row_is_known_long_after_it_was_fresh_and_then_forgotten():
+    now = [0.0]
+    cache = RowCache("user", NUMBER, clock=lambda: now[0])
+    keys = [b"a", b"b", b"c"]
+    put(cache, 7, a=1, b=2)
+    now[0] = KNOWN_SECONDS
+    assert fresh_rows(cache.known(keys), keys) == {b"a": 1, b"b": 2}
+    now[0] += 0.1
+    assert fresh_rows(cache.known(keys), keys) == {}
+
+
+def test_remembered_items_expire_at_the_instant_of_the_request_and_not_when_they_were_read(store):
+    repo = fresh()
+    repo.materialize(at(store, 5))
+    warm, early, late = repo.online(), START + 6 * DAY, START + 20 * DAY
+    for when in (early, late, early):
+        assert_same(warm.read("u1", ITEMS, {}, when), repo.online().read("u1", ITEMS, {}, when))
+    known = warm.remembered("u1", [*ITEMS, "nothing"], {}, late).table
+    assert_same(known, warm.read("u1", [*ITEMS, "nothing"], {}, late))
+    assert np.isfinite(warm.read("u1", ITEMS, {}, early).item_num).sum() > np.isfinite(known.item_num).sum()
+
+
+def test_threads_that_push_each_others_items_out_of_a_small_cache_read_what_one_alone_does(store):
+    repo, when = fresh(), START + 6 * DAY
+    repo.materialize(at(store, 5))
+    asked = [(f"u{i}", ITEMS[i : i + 30]) for i in range(30)]
+    alone, shared = OnlineReader(repo.root, cache_rows=0), OnlineReader(repo.root, cache_rows=40)
+    expected = [alone.read(user, items, {}, when) for user, items in asked]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda a: shared.read(*a, {}, when), asked * 4))
+    for one, two in zip(expected * 4, found, strict=True):
+        assert_same(one, two)
