@@ -1,13 +1,12 @@
-"""A ranking request and its answer in the Open Inference Protocol v2 (JSON), for both ends of the wire.
+"""A ranking request and its answer in the Open Inference Protocol v2, for both ends of the wire.
 
-Request inputs: `user_id` BYTES [1], `item_id` BYTES [C], optional `time` INT64 [1] (microseconds since 1970
-UTC;
+Request inputs: `user_id` BYTES [1], `item_id` BYTES [C], optional `time` INT64 [1] (microseconds since 1970 UTC;
 default: now) and one BYTES [1] for each context feature, named as it is declared (`context__surface`).
-Answer outputs: `item_id` BYTES [C], best first, and for each action its probability, FP32 [C], in the same
-order.
+Answer outputs: `item_id` BYTES [C], best first, and for each action its probability, FP32 [C], in the same order.
+How they become bytes is `wire.py` for REST and `grpc_door.py` for gRPC.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,8 +21,26 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 
 
-class BadRequestError(ValueError):
-    """A request that nobody could answer; its text is one clear line."""
+class RefusedError(Exception):
+    """A request that gets no ranking; its text is one clear line.
+
+    Args:
+        status: The HTTP status that says why.
+        reason: For the caller.
+    """
+
+    retry_after = 0  # seconds after which it may succeed, where that is known
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class BadRequestError(RefusedError):
+    """A request that nobody could answer: 400."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(400, reason)
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,7 @@ class Tensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: tuple[Any, ...]
+    values: Sequence[Any]
 
 
 def to_json(request: RankRequest) -> dict[str, Any]:
@@ -65,7 +82,24 @@ def to_json(request: RankRequest) -> dict[str, Any]:
     return {"id": request.request_id, "inputs": inputs}
 
 
-def parse(request_id: str, tensors: list[Tensor], context_features: frozenset[str]) -> RankRequest:
+@dataclass(frozen=True)
+class Answer:
+    """A ranking of C candidates.
+
+    Attributes:
+        request_id: Of the request.
+        item_ids: Best first.
+        scores_CA: (C, A) float32 probabilities, in the same order.
+        degraded: `cached`, `popularity`, or empty.
+    """
+
+    request_id: str
+    item_ids: Sequence[str]
+    scores_CA: np.ndarray
+    degraded: str = ""
+
+
+def parse(request_id: str, tensors: Sequence[Tensor], context_features: frozenset[str]) -> RankRequest:
     """Read a request's inputs.
 
     Args:
@@ -77,6 +111,7 @@ def parse(request_id: str, tensors: list[Tensor], context_features: frozenset[st
     Raises:
         BadRequestError: An input is missing, unknown, given twice, or not what it should be.
     """
+    _check_text("request id", [request_id])
     by_name = {t.name: t for t in tensors}
     if len(by_name) != len(tensors):
         raise BadRequestError("an input is given twice")
@@ -85,9 +120,9 @@ def parse(request_id: str, tensors: list[Tensor], context_features: frozenset[st
         raise BadRequestError(f"unknown input {unknown[0]!r}; known are {', '.join(sorted(known))}")
     if missing := [name for name in ("user_id", "item_id") if name not in by_name]:
         raise BadRequestError(f"input {missing[0]!r} is missing")
-    items = _strings(by_name["item_id"], None)
-    if not items:
+    if len(by_name["item_id"].values) == 0:
         raise BadRequestError("there are no candidates")
+    items = _strings(by_name["item_id"], None)
     return RankRequest(
         request_id=request_id,
         user_id=_strings(by_name["user_id"], 1)[0],
@@ -118,18 +153,26 @@ def _strings(tensor: Tensor, count: int | None) -> tuple[str, ...]:
     _check_shape(tensor, count)
     if len(tensor.values) > MAX_CANDIDATES:
         raise BadRequestError(f"{len(tensor.values)} candidates; at most {MAX_CANDIDATES} are ranked at once")
-    return tuple(_string(tensor.name, value) for value in tensor.values)
-
-
-def _string(name: str, value: Any) -> str:
     try:
-        raw = value if isinstance(value, bytes) else value.encode()
-        text = raw.decode()
-    except (UnicodeError, AttributeError):
-        raise BadRequestError(f"input {name!r} holds a value that is not UTF-8 text") from None
-    if not 0 < len(raw) <= MAX_ID_BYTES or "\0" in text:
-        raise BadRequestError(f"input {name!r} holds an empty value, one above {MAX_ID_BYTES} bytes, or a NUL")
-    return text
+        texts = [v.decode() if isinstance(v, bytes) else v for v in tensor.values]
+        _check_text(f"input {tensor.name!r}", texts)
+    except (UnicodeError, TypeError):
+        raise BadRequestError(f"input {tensor.name!r} holds a value that is not UTF-8 text") from None
+    return tuple(texts)
+
+
+def _check_text(what: str, texts: list[str]) -> None:
+    """All at once: a loop over 300 ids would take longer than all else that is done to a request here.
+
+    Raises:
+        BadRequestError: An id is empty, too long, or holds a NUL.
+        UnicodeError: One is not UTF-8.
+        TypeError: One is no text.
+    """
+    together = "".join(texts)
+    lengths = list(map(len, texts if together.isascii() else [t.encode() for t in texts]))
+    if not lengths or min(lengths) == 0 or max(lengths) > MAX_ID_BYTES or "\0" in together:
+        raise BadRequestError(f"{what} holds an empty value, one above {MAX_ID_BYTES} bytes, or a NUL")
 
 
 def _time(tensor: Tensor) -> datetime:

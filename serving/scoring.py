@@ -8,8 +8,7 @@ import numpy as np
 
 from engagement.table import RankingTable
 from evergreen.settings import Settings
-from model.bundle import Bundle
-from model.predict import score
+from model.served import SERVED, ServedRanker
 from serving.protocol import RankRequest
 
 
@@ -24,21 +23,28 @@ class Reader(Protocol):
 class Scorer:
     """A model with its features.
 
+    Attributes:
+        ranker: The exported model, without features.
+
     Args:
-        bundle: Directory of the bundle.
+        bundle: Directory of the bundle, which holds its export.
         reader: Reads the features.
+
+    Raises:
+        EvergreenError: The bundle was not exported, or its files were changed.
     """
 
     def __init__(self, bundle: Path, reader: Reader) -> None:
-        self._bundle = Bundle.load(bundle)
+        self.ranker = ServedRanker.load(bundle / SERVED)
+        self.spec = self.ranker.spec
         self._reader = reader
-        self.spec = self._bundle.spec
 
     def __call__(self, request: RankRequest) -> np.ndarray:
         """(C, A) float32 probabilities, rows in the order of the request's candidates."""
         at = request.time or datetime.now(UTC)
         table = self._reader.read(request.user_id, list(request.item_ids), dict(request.context), at)
-        return score(self._bundle, table)
+        (scores_CA,) = self.ranker.score([table])
+        return scores_CA
 
 
 def open_features(settings: Settings) -> Reader:
