@@ -123,8 +123,12 @@ def results_of(
         try:
             for done in as_completed(running):
                 kept.add(keys[running[done]], done.result())
-        finally:
-            pool.shutdown(cancel_futures=True)  # after a failure: what has not begun must not begin
+        except Exception:
+            pool.shutdown(cancel_futures=True)  # what has not begun must not begin, and what has ended is kept
+            for done, job in running.items():
+                if keys[job] not in kept and not done.cancelled() and not done.exception():
+                    kept.add(keys[job], done.result())
+            raise
     found: dict[str, list[dict[str, Any]]] = {}
     for job in jobs:
         found.setdefault(job.name, []).append(kept[keys[job]])

@@ -1,0 +1,1 @@
+"""Simulated canaries: the judge beside two others."""

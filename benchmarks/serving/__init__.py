@@ -1,0 +1,1 @@
+"""The predictor beside its peers: `python -m benchmarks.serving`."""
