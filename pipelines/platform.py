@@ -14,6 +14,9 @@ HOME_CLAIM = "evergreen-home"
 SETTINGS_MAP = "evergreen-settings"
 MLFLOW_SECRET = "evergreen-mlflow"  # noqa: S105 - the name of a Kubernetes secret, not a secret
 REDIS_SECRET = "evergreen-redis"  # noqa: S105
+SIGNING_SECRET, SIGNING_MOUNT = "evergreen-signing-key", "/etc/evergreen/signing"
+VERIFYING_SECRET, VERIFYING_MOUNT = "evergreen-verifying-key", "/etc/evergreen/keys"
+OPTIONAL = ("EVERGREEN_OFFLINE_STORE", "PYSPARK_SUBMIT_ARGS", "EVERGREEN_SIGNING_KEY", "EVERGREEN_VERIFYING_KEY")
 GPU = "nvidia.com/gpu"
 
 
@@ -28,6 +31,7 @@ class Needs:
         retries: Times that a failed step is tried again; every step is safe to run twice.
         gpu: GPUs of the step.
         cache: Whether a finished step may be reused for the same arguments (they include the run's name).
+        signs: Whether the step signs models; it alone gets the private key.
     """
 
     cpu: str = "1"
@@ -36,6 +40,7 @@ class Needs:
     retries: int = 2
     gpu: int = 0
     cache: bool = True
+    signs: bool = False
 
 
 def on_cluster(task: Any, needs: Needs) -> Any:
@@ -52,23 +57,28 @@ def on_cluster(task: Any, needs: Needs) -> Any:
     kubernetes.use_config_map_as_env(
         task,
         config_map_name=SETTINGS_MAP,
-        config_map_key_to_env={k: k for k in ("EVERGREEN_HOME", "EVERGREEN_MLFLOW_TRACKING_URI", "EVERGREEN_RECIPE")},
+        config_map_key_to_env={
+            k: k for k in ("EVERGREEN_HOME", "EVERGREEN_MLFLOW_TRACKING_URI", "EVERGREEN_RECIPE", "EVERGREEN_PLANE")
+        },
     )
     kubernetes.use_secret_as_env(
         task,
         secret_name=MLFLOW_SECRET,
         secret_key_to_env={"username": "MLFLOW_TRACKING_USERNAME", "password": "MLFLOW_TRACKING_PASSWORD"},
     )
-    # Who joins features and where they are served from; a cluster without Spark and Redis says nothing of it.
+    # Who joins features, where they are served from, whose keys: a cluster without them says nothing of it.
     kubernetes.use_config_map_as_env(
         task,
         config_map_name=SETTINGS_MAP,
-        config_map_key_to_env={k: k for k in ("EVERGREEN_OFFLINE_STORE", "PYSPARK_SUBMIT_ARGS")},
+        config_map_key_to_env={k: k for k in OPTIONAL},
         optional=True,
     )
     kubernetes.use_secret_as_env(
         task, secret_name=REDIS_SECRET, secret_key_to_env={"url": "EVERGREEN_ONLINE_STORE"}, optional=True
     )
+    kubernetes.use_secret_as_volume(task, VERIFYING_SECRET, mount_path=VERIFYING_MOUNT, optional=True)
+    if needs.signs:
+        kubernetes.use_secret_as_volume(task, SIGNING_SECRET, mount_path=SIGNING_MOUNT, optional=True)
     # A pod's name cannot be resolved by Spark's workers, its address can.
     kubernetes.use_field_path_as_env(task, env_name="SPARK_LOCAL_HOSTNAME", field_path="status.podIP")
     kubernetes.set_security_context(task, run_as_user=10001, run_as_non_root=True)

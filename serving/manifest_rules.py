@@ -117,6 +117,9 @@ def _service_rules(document: dict[str, Any]) -> list[str]:
     mode = metadata.get("annotations", {}).get("serving.kserve.io/deploymentMode")
     if canaries and mode != "Standard":
         problems.append("spec.canary: needs the annotation serving.kserve.io/deploymentMode: Standard")
+    if mode == "Standard" and "canaryTrafficPercent" in predictor:
+        # KServe does not refuse it, it ignores it: nobody would get the canary, and nobody would be told.
+        problems.append("spec.predictor.canaryTrafficPercent: ignored in Standard mode")
     if canaries and "canaryTrafficPercent" in predictor:
         problems.append("spec.predictor.canaryTrafficPercent: never together with spec.canary")
     names = [predictor.get("name", "")] + [c["predictor"].get("name", "") for c in canaries]

@@ -127,12 +127,68 @@ def test_every_container_is_restricted(objects):
             assert {"name": "HOME", "value": "/tmp"} in container["env"], name
 
 
-def test_no_pod_of_the_base_gets_a_token_for_the_kubernetes_api(objects):
+def test_only_the_promoter_gets_a_token_and_it_may_write_inferenceservices_and_nothing_else(objects):
     for o in objects:
         if o["kind"] == "Deployment":
-            assert o["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+            name, spec = o["metadata"]["name"], o["spec"]["template"]["spec"]
+            assert spec["automountServiceAccountToken"] is (name == "promoter"), name
+            assert (spec["serviceAccountName"] == "promoter") is (name == "promoter"), name
         if o["kind"] == "ServiceAccount":
             assert o["automountServiceAccountToken"] is False
+        assert o["kind"] not in ("ClusterRole", "ClusterRoleBinding")
+    role = find(objects, "Role", "promoter")
+    verbs = ["get", "list", "watch", "create", "update", "patch"]
+    rule = {"apiGroups": ["serving.kserve.io"], "resources": ["inferenceservices"], "verbs": verbs}
+    assert role["rules"] == [rule]
+    binding = find(objects, "RoleBinding", "promoter")
+    assert binding["roleRef"]["name"] == "promoter"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "promoter", "namespace": manifests.NAMESPACE}]
+
+
+def test_promoter_is_alone_and_is_woken_by_mlflow_only(objects):
+    deployment = find(objects, "Deployment", "promoter")["spec"]
+    assert deployment["replicas"] == 1 and deployment["strategy"] == {"type": "Recreate"}
+    container = deployment["template"]["spec"]["containers"][0]
+    assert container["command"] == ["python", "-m", "serving.promoter"]
+    plane = find(objects, "ConfigMap", platform.SETTINGS_MAP)["data"]["EVERGREEN_PLANE"]
+    assert Settings(_env_file=None, plane=plane).plane == "standard"
+    port = container["ports"][0]["containerPort"]
+    url = next(e["value"] for e in container["env"] if e["name"] == "EVERGREEN_PROMOTER_URL")
+    assert url == f"http://promoter.{manifests.NAMESPACE}.svc:{port}"
+    assert find(objects, "Service", "promoter")["spec"]["ports"][0]["port"] == port
+    rules = find(objects, "NetworkPolicy", "promoter")["spec"]["ingress"]
+    mlflow = {"app.kubernetes.io/name": "mlflow"}
+    assert rules == [{"from": [{"podSelector": {"matchLabels": mlflow}}], "ports": [{"port": port, "protocol": "TCP"}]}]
+    out = find(objects, "NetworkPolicy", "mlflow")["spec"]["egress"]
+    ours = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "promoter"}}}
+    assert {"to": [ours], "ports": [{"port": port, "protocol": "TCP"}]} in out
+    environment = find(objects, "ConfigMap", "mlflow")["data"]  # or MLflow refuses a Service's http address
+    assert "http" in environment["MLFLOW_WEBHOOK_ALLOWED_SCHEMES"].split(",")
+    assert environment["MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS"] == "true"
+
+
+def test_who_loads_models_has_the_verifying_key_and_nobody_who_runs_here_the_signing_key(production):
+    for name, _, spec in pods(production):
+        secrets = {v["secret"]["secretName"]: v["name"] for v in spec["volumes"] if "secret" in v}
+        assert "evergreen-signing-key" not in str(spec), name
+        if name in ("promoter", manifests.RUNTIME):
+            container = spec["containers"][0]
+            mount = next(m for m in container["volumeMounts"] if m["name"] == secrets[manifests.KEY_SECRET])
+            assert mount["readOnly"] is True and mount["mountPath"] == manifests.KEY_MOUNT
+            key = {"name": "EVERGREEN_VERIFYING_KEY", "value": f"{manifests.KEY_MOUNT}/{manifests.KEY_FILE}"}
+            assert key in container["env"], name
+        else:
+            assert not secrets, name
+
+
+def test_ranker_writes_its_log_into_the_home_and_nothing_else(objects):
+    container = find(objects, "ServingRuntime", manifests.RUNTIME)["spec"]["containers"][0]
+    home = {m["mountPath"]: m for m in container["volumeMounts"] if m["name"] == "home"}
+    log = f"{platform.HOME_MOUNT}/{manifests.LOG}"
+    assert set(home) == {platform.HOME_MOUNT, log}
+    assert home[platform.HOME_MOUNT]["readOnly"] is True
+    assert home[log]["subPath"] == manifests.LOG and not home[log].get("readOnly")
+    assert Path(log).parent == Settings(home=Path(platform.HOME_MOUNT)).serving
 
 
 def test_every_container_asks_for_resources_and_is_probed(objects):
@@ -156,7 +212,11 @@ def test_secrets_are_named_never_written(objects):
     for name, container in containers(objects):
         for variable in container["env"]:
             if any(word in variable["name"] for word in ("SECRET", "PASSWORD", "TOKEN", "KEY")):
-                assert "value" not in variable, (name, variable["name"])
+                if "valueFrom" not in variable:  # or a file of a mounted secret
+                    mounts = [m["mountPath"] for m in container["volumeMounts"]]
+                    assert any(variable["value"].startswith(f"{m}/") for m in mounts), (name, variable["name"])
+                    assert variable["value"].endswith(".pem"), (name, variable["name"])
+                    continue
                 assert {"name", "key"} <= set(variable["valueFrom"]["secretKeyRef"])
     for o in objects:
         if o["kind"] == "ConfigMap":
@@ -167,6 +227,7 @@ def test_kind_needs_no_secret(kind):
     references = [v["valueFrom"]["secretKeyRef"] for _, c in containers(kind) for v in c["env"] if "valueFrom" in v]
     assert references
     assert all(r.get("optional") for r in references)
+    assert not [v for _, _, spec in pods(kind) for v in spec["volumes"] if "secret" in v]
 
 
 def test_references_between_objects_exist(objects):
@@ -236,8 +297,15 @@ def test_names_that_the_pipeline_steps_rely_on_exist(objects):
     settings = find(objects, "ConfigMap", platform.SETTINGS_MAP)["data"]
     assert claim
     assert settings["EVERGREEN_HOME"] == platform.HOME_MOUNT
-    assert set(settings) >= {"EVERGREEN_HOME", "EVERGREEN_MLFLOW_TRACKING_URI", "EVERGREEN_RECIPE"}
+    needed = {"EVERGREEN_HOME", "EVERGREEN_MLFLOW_TRACKING_URI", "EVERGREEN_RECIPE", "EVERGREEN_PLANE"}
+    assert set(settings) - set(platform.OPTIONAL) == needed
     assert Settings(_env_file=None).model_name == manifests.NAME
+
+
+def test_keys_are_looked_for_where_the_steps_mount_them(production):
+    settings = find(production, "ConfigMap", platform.SETTINGS_MAP)["data"]
+    assert Path(settings["EVERGREEN_SIGNING_KEY"]).parent == Path(platform.SIGNING_MOUNT)
+    assert Path(settings["EVERGREEN_VERIFYING_KEY"]).parent == Path(platform.VERIFYING_MOUNT)
 
 
 def test_evidently_serves_the_workspace_of_the_home(objects):

@@ -7,7 +7,7 @@ import yaml
 
 from engagement.errors import EvergreenError
 from serving.manifest_rules import validate
-from serving.manifests import render, serving_runtime, to_yaml
+from serving.manifests import MIN_REPLICAS, NOTE, Release, knative, render, serving_runtime, standard, to_yaml
 
 CHAMPION = ("3", "s3://models/3")
 
@@ -16,7 +16,11 @@ def canary(percent: int = 10) -> dict:
     return render("4", "s3://models/4", percent, CHAMPION)
 
 
-@pytest.mark.parametrize("document", [serving_runtime(), render(*CHAMPION), canary(), canary(0), canary(100)])
+RUNTIMES = [serving_runtime(), serving_runtime(mode="Knative")]
+REVISIONS = [knative(Release(*CHAMPION), percent) for percent in (None, 0, 10, 100)]
+
+
+@pytest.mark.parametrize("document", [*RUNTIMES, *REVISIONS, render(*CHAMPION), canary(), canary(0), canary(100)])
 def test_rendered_documents_are_valid_and_survive_yaml(document):
     assert validate(document) == []
     text = to_yaml(document)
@@ -35,6 +39,27 @@ def test_promotion_gives_the_stable_predictor_the_canarys_name_and_model_so_that
     before, after = canary(100)["spec"]["canary"][0]["predictor"], render("4", "s3://models/4")["spec"]
     assert "canary" not in after
     assert after["predictor"]["name"] == before["name"] and after["predictor"]["model"] == before["model"]
+
+
+def test_everybody_can_be_carried_by_either_version_at_every_share():
+    # KServe takes ready canaries' pods off the stable predictor's, and may give a canary everybody at the next write.
+    champion, challenger, standby = (Release(v, f"s3://models/{v}") for v in "345")
+    for percent in (0, 1, 100):
+        spec = standard(champion, [(challenger, percent), (standby, 0)])["spec"]
+        canaries = [c["predictor"]["minReplicas"] for c in spec["canary"]]
+        assert canaries == [MIN_REPLICAS, MIN_REPLICAS]
+        assert spec["predictor"]["minReplicas"] - sum(canaries) == MIN_REPLICAS
+
+
+def test_notes_on_the_service_do_not_reach_the_pods():
+    for document in (canary(), REVISIONS[0]):
+        assert NOTE in document["spec"]["predictor"]["annotations"]  # a predictor's own annotation wins over it
+
+
+def test_knative_gets_one_port_and_standard_mode_grpc_too():
+    by_mode = [{p["name"] for p in r["spec"]["containers"][0]["ports"]} for r in RUNTIMES]
+    assert by_mode == [{"http1", "h2c"}, {"http1"}]
+    assert "--grpc-port" not in RUNTIMES[1]["spec"]["containers"][0]["args"]
 
 
 def test_pods_run_restricted_and_are_probed_on_the_models_own_readiness():
@@ -90,6 +115,7 @@ BROKEN = [
     ("spec/canary/0/predictor/minReplicas", 9, "more than the stable"),
     ("spec/canary/0/predictor/model/name", ..., "model.name: is required"),
     ("spec/predictor/canaryTrafficPercent", 10, "never together"),
+    ("spec/predictor/canaryTrafficPercent", 10, "ignored in Standard mode"),
     ("spec/predictor/model/storageUri", "models:/homefeed-ranker/3", "cannot fetch"),
     ("spec/predictor/maxReplicas", 1, "do not fit together"),
 ]
