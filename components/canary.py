@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from kfp import dsl
 
 from components.base import step, tell
-from components.requests import latest_requests
-from engagement.store import EngagementStore
 from evergreen.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,29 +14,32 @@ if TYPE_CHECKING:
 
 
 def roll_out(settings: Settings, version: str, as_of: datetime, again: bool) -> "RolloutResult":
-    """Roll one version out against the latest real requests; `again` gives one that came back a second chance."""
+    """Roll one version out against the latest real requests; `again` gives one that came back a second chance.
+
+    On a cluster a step may not touch what serves: it wishes, and waits for the promoter's decision.
+    """
+    from serving.promoter import ask_promoter, known_requests
     from serving.registry import Registry
+    from serving.rollback import stopped
     from serving.rollout import Rollout
 
-    requests = latest_requests(EngagementStore(settings.data).snapshot(as_of), as_of)
-    return Rollout(settings, Registry(settings)).run(version, requests, tell, again)
+    registry = Registry(settings)
+    if settings.plane != "laptop":
+        return ask_promoter(settings, registry, version, tell)
+    asked = known_requests(settings, registry, version, as_of)
+    return Rollout(settings, registry).run(version, asked, tell, again, wanted=lambda: not stopped(settings))
 
 
 def write_service(settings: Settings, version: str, path: Path) -> None:
-    """Write the InferenceService and its runtime, validated, with this version as a 10 % canary of the champion."""
-    from serving.manifests import render, serving_runtime, to_yaml
+    """Write the InferenceService and its runtime, validated, with this version as a 1 % canary of the champion."""
+    from serving.manifests import render, serving_runtime, storage_uri, to_yaml
     from serving.registry import Registry
 
     champion = Registry(settings).aliases().get("champion", version)
     first = champion == version
-    stable = None if first else (champion, storage(settings, champion))
-    service = render(version, storage(settings, version), None if first else 10, stable)
+    stable = None if first else (champion, storage_uri(champion))
+    service = render(version, storage_uri(version), None if first else 1, stable)
     path.write_text(to_yaml(serving_runtime(), service))
-
-
-def storage(settings: Settings, version: str) -> str:
-    """Where a cluster fetches a version: the home's volume, as KServe names it."""
-    return f"pvc://evergreen-home/serving/models/{version}"
 
 
 @step

@@ -5,11 +5,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.requests import latest_requests
 from engagement.files import write_text
 from engagement.snapshot import Snapshot
 from evergreen.settings import Settings
 from monitoring.drift import Skew
+from serving.traffic import latest_requests
 
 if TYPE_CHECKING:
     from feature_repo.parity import Parity
@@ -26,7 +26,7 @@ def served_parity(settings: Settings, snapshot: Snapshot, as_of: datetime) -> "P
     from feature_repo.repo import FeatureRepo
 
     repo = FeatureRepo.of(settings)
-    requests = latest_requests(snapshot, as_of)
+    requests = [a.request for a in latest_requests(snapshot, as_of)]
     if not requests or not repo.published():
         return None
     reader = repo.online()

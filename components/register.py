@@ -38,7 +38,8 @@ def register(settings: Settings, plan: Plan, bundle: Path, files: list[Path]) ->
     from components.train import champion_bundle
     from model.bundle import Bundle
     from model.gate import tags_of
-    from serving.registry import GATE, UPDATES, DatasetRef, Registry
+    from serving.mlflow_runs import DatasetRef
+    from serving.registry import GATE, UPDATES, Registry
 
     run = plan.directory(settings)
     gate, drift, train = (json.loads((run / f).read_text()) for f in ("gate.json", "drift/drift.json", TRAINED))

@@ -177,8 +177,14 @@ def promote(version: str, json: Json = False) -> None:
 
 
 @app.command()
+def sign(version: str) -> None:
+    """Sign and export a version of an earlier release, if its files are the registered ones."""
+    runs.sign(get_settings(), version)
+
+
+@app.command()
 def rollback(json: Json = False) -> None:
-    """Give all traffic back to the previous champion."""
+    """Give all traffic back to the previous champion; in mid-canary, take the challenger back."""
     result = runs.rollback(get_settings())
     _print_json(result) if json else view.rolled_back(result)
 
@@ -228,7 +234,7 @@ def schedule_show(json: Json = False) -> None:
 
 @app.command()
 def up(json: Json = False) -> None:
-    """Start the MLflow UI, the Evidently UI and the serving gateway on loopback."""
+    """Start the MLflow UI, the Evidently UI, the serving gateway and the promoter on loopback."""
     started = runs.up(get_settings())
     _print_json(started) if json else view.started(started)
 

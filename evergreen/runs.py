@@ -19,6 +19,7 @@ from evergreen.settings import Settings
 from model.config import DEFAULT_STRATEGY, STRATEGY_NAMES
 
 Progress = Callable[[str, str, int, int], None]
+CANARY = ("percent", "verdict", "looks", "requests", "pairs", "errors", "p50_ms", "p99_ms", "reason")  # told of a stage
 
 
 class RunFailed(EvergreenError):
@@ -253,28 +254,40 @@ def write_replay(result: dict[str, Any], json_file: Path | None, report: Path | 
 
 
 def promote(settings: Settings, version: str, progress: Progress) -> dict[str, Any]:
-    """Roll one registered version out; returns the rollout's record."""
+    """Roll one registered version out; returns the rollout's record.
+
+    Raises:
+        RunFailed: It has no passing evidence or no valid signature; the ledger says so.
+    """
     from pipelines.rollout import rollout
+    from serving.promoter import unfit
     from serving.registry import Registry
 
-    registered = {v.version: v for v in Registry(settings).versions()}
-    if version not in registered:
-        raise EvergreenError(
-            f"version {version!r} is not registered",
-            f"Choose one of {', '.join(sorted(registered, key=int)) or 'none yet'}",
-        )
+    registry = Registry(settings)
+    registered = registry.get(version)
+    version = registered.version  # as MLflow writes it: "03" is 3
+    why = unfit(registry, version)
+    if why:
+        registry.refuse(version, why)
+        raise RunFailed(f"version {version} is refused: {why}", "Retrain: a version that passes the gate is let in")
     with one_run(settings):
-        _run(rollout, settings, progress, version=version, as_of=registered[version].tags["as_of"], again=True)
+        _run(rollout, settings, progress, version=version, as_of=registered.tags["as_of"], again=True)
     record: dict[str, Any] = json.loads((settings.serving / "rollouts" / f"{version}.json").read_text())
     return record
 
 
 def rollback(settings: Settings) -> dict[str, Any]:
-    """Give all traffic back to the previous champion."""
-    from serving.stack import rollback as give_back
+    """Give all traffic back to the previous champion, or to the champion in mid-canary; no run is waited for."""
+    from serving.rollback import rollback as give_back
 
-    with one_run(settings):
-        return give_back(settings)
+    return give_back(settings)
+
+
+def sign(settings: Settings, version: str) -> None:
+    """Sign and export a version that was registered before models were."""
+    from serving import earlier
+
+    earlier.sign(settings, version)
 
 
 def monitor(settings: Settings, as_of: datetime, progress: Progress) -> dict[str, Any]:
@@ -317,18 +330,23 @@ def upcoming(settings: Settings) -> list[str]:
 
 def status(settings: Settings) -> dict[str, Any]:
     """What serves now and how it came to: the same for the table and for a script."""
+    from serving.agreement import Agreement
     from serving.registry import Registry
-    from serving.stack import serving_state
+    from serving.stack import promoter_state, serving_state
 
     runs = results(settings.runs)
     registry_exists = settings.mlflow_tracking_uri or (settings.root / "mlflow").exists()
     aliases = Registry(settings).aliases() if registry_exists else {}
+    decided = Agreement(settings.serving)
     return {
         "home": str(settings.root),
-        "champion": aliases.get("champion"),
+        "champion": aliases.get("champion") or decided.now().champion or None,  # in MLflow it may have been deleted
         "previous": aliases.get("previous"),
         "challenger": aliases.get("challenger"),
+        "candidate": aliases.get("candidate"),
         "serving": serving_state(settings),
+        "promoter": promoter_state(settings),
+        "decisions": decided.decisions()[-5:],
         "runs": [_brief(r) for r in runs[-5:]],
         "drift": runs[-1]["drift"] if runs else None,
         "next_slot": upcoming(settings)[0],
@@ -344,7 +362,7 @@ def _brief(result: dict[str, Any]) -> dict[str, Any]:
         "also_scratch": result.get("also_scratch", ""),
         "chosen": gate.get("chosen", ""),
         "gate": {k: gate[k] for k in ("verdict", "reason", "requests", "metrics")},
-        "canary": [{k: s[k] for k in ("percent", "verdict", "requests", "errors")} for s in rollout["steps"]],
+        "canary": [{k: s.get(k) for k in CANARY} for s in rollout["steps"]],  # earlier releases knew fewer
     }
 
 

@@ -31,11 +31,17 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = ""  # empty: SQLite under the home
     online_store: str = ""  # where served features live; empty: SQLite under the home; or redis://host:port/db
     offline_store: Literal["asof", "spark"] = "asof"  # who joins features point-in-time; spark needs pyspark
+    plane: Literal["laptop", "standard", "knative"] = "laptop"  # where versions run: here, or KServe in that mode
     recipe: str = "laptop"  # a function of model/config.py: debug, laptop
     seed: int = 0
     mlflow_port: int = 5055
     evidently_port: int = 8055
     gateway_port: int = 8080
+    promoter_port: int = 8090
+    promoter_host: str = LOOPBACK  # where the promoter listens for webhooks; a container listens everywhere
+    promoter_url: str = ""  # where MLflow finds it; empty: on this machine, and `evergreen up` tells MLflow so
+    signing_key: str = ""  # PEM file; empty: made once under the home
+    verifying_key: str = ""  # PEM file with its public half
     now: datetime | None = None  # the clock; set only to replay history or to test
 
     @property
@@ -77,6 +83,16 @@ class Settings(BaseSettings):
     def serving(self) -> Path:
         """Rollout state, unpacked models, gateway configuration, logs."""
         return self.root / "serving"
+
+    @property
+    def serving_log(self) -> Path:
+        """What was answered, one row an item; `engagement/served.py` reads it."""
+        return self.serving / "log"
+
+    @property
+    def keys(self) -> Path:
+        """Keys and secrets that this home made for itself; readable by the owner alone."""
+        return self.root / "keys"
 
     @property
     def processes(self) -> Path:

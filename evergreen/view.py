@@ -134,12 +134,13 @@ def forgotten(report: dict[str, Any]) -> None:
     """What was removed of a user, and what saw the user."""
     if not report["known"]:
         out.print(f"The store holds nothing of user {escape(report['user'])}.")
-        if not (report["online_rows"] or report["view_files"] or report["run_directories"]):
+        if not (report["online_rows"] or report["served_answers"] or report["view_files"] or report["run_directories"]):
             return
     table = Table(title=f"Removed of user {escape(report['user'])}", title_justify="left", show_header=False)
     rows = {f"rows of {name}": n for name, n in report["rows"].items()} | {"online rows": report["online_rows"]}
     left = {
         "view files (rebuilt)": report["view_files"],
+        "answers in the serving log": report["served_answers"],
         "records in the stream's quarantine": report["quarantined_records"],
         "tables of runs": len(report["run_directories"]),
     }
@@ -184,11 +185,21 @@ def retrained(results: list[dict[str, Any]], settings: Settings) -> None:
             f"{before}\n{interval(gate['metrics']['champion'], primary)}",
             "\n".join([version, interval(gate["metrics"]["challenger"], primary), *_rival(r, primary)]),
             "\n".join(_verdict(g, bool(gate.get("rival"))) for g in (gate, gate.get("rival")) if g),
-            " → ".join(f"{s['percent']} % {'ok' if s['verdict'] == 'pass' else s['verdict']}" for s in steps) or "–",
+            " → ".join(f"{_stage(s)} {'ok' if s['verdict'] == 'pass' else s['verdict']}" for s in steps) or "–",
             f"[bold]{serves}[/]",
         )
     out.print(table)
     look_further(settings)
+
+
+def _stage(step: dict[str, Any]) -> str:
+    return f"{step['percent']} %" if step["percent"] else "dark"
+
+
+def _p99(step: dict[str, Any]) -> str:
+    """The challenger's, beside the champion's where there is one."""
+    found = [step["p99_ms"][who] for who in ("challenger", "champion")]
+    return " against ".join(f"{value:.1f}" for value in found if value is not None) or "–"
 
 
 def _verdict(gate: dict[str, Any], of_two: bool) -> str:
@@ -267,14 +278,18 @@ def _estimate(estimate: dict[str, float] | None, form: str) -> str:
 def promoted(record: dict[str, Any]) -> None:
     """How a rollout ended."""
     for s in record["steps"]:
-        out.print(f"  {s['percent']:>3} %  {s['requests']} requests, {s['errors']} errors: {s['verdict']}")
+        seen = f"{s['requests']} requests, {s['pairs']} put to both, {s['errors']} errors"
+        out.print(f"  {_stage(s):>5}  {seen}, p99 {_p99(s)} ms: {s['verdict']}")
     colour = "green" if record["outcome"] == "champion" else "red"
     out.print(f"[{colour}]{record['outcome'].replace('_', ' ')}[/]: {escape(record['reason'])}")
 
 
 def rolled_back(result: dict[str, Any]) -> None:
     """Who serves after a rollback."""
-    out.print(f"Champion is v{result['champion']} again (was v{result['was']}).")
+    if result["challenger"]:
+        out.print(f"v{result['challenger']} is taken back; v{result['champion']} serves everybody.")
+    else:
+        out.print(f"Champion is v{result['champion']} again (was v{result['was']}).")
 
 
 def status(state: dict[str, Any]) -> None:
@@ -289,9 +304,19 @@ def status(state: dict[str, Any]) -> None:
             f"v{state['champion']}" + (f" (previous v{state['previous']})" if state["previous"] else ""),
         )
         table.add_row("traffic", serving["summary"])
+        if state["candidate"]:
+            table.add_row("wished for", f"v{state['candidate']}")
+        table.add_row("promoter", escape(state["promoter"]))
         table.add_row("drift", escape(drift["reason"]) if drift else "not checked yet")
         table.add_row("next slot", f"{state['next_slot']:.16} UTC")
         out.print(table)
+    decided = Table(title="Last decisions", title_justify="left")
+    for name in ("at", "version", "decision", "by", "why"):
+        decided.add_column(name, overflow="fold")
+    for d in state["decisions"]:
+        decided.add_row(f"{d['at']:.16}", f"v{d['version']}", d["decision"], escape(d["by"]), escape(d["why"]))
+    if state["decisions"]:
+        out.print(decided)
     runs = Table(title="Last runs", title_justify="left")
     for name in ("as of", "asked by", "version", "outcome", "gate"):
         runs.add_column(name, overflow="fold")

@@ -54,7 +54,7 @@ def retrain(as_of: str, strategy: str = DEFAULT_STRATEGY, reason: str = "slot") 
             report=gate.outputs["report"],
             drift=drift.outputs["verdict"],
         ),
-        Needs(cache=False),
+        Needs(cache=False, signs=True),
     )
     with dsl.If(gate.outputs["Output"] == "promote"):
         live = rollout(version=version.output, as_of=as_of)

@@ -6,7 +6,7 @@ from components.canary import run_canary
 from pipelines.platform import Needs, on_cluster
 
 
-@dsl.pipeline(name="rollout", description="Canary one registered version: 10, 50, 100 %, or back to 0.")
+@dsl.pipeline(name="rollout", description="Canary one registered version: dark, 1, 10, 50, 100 %, or back to 0.")
 def rollout(version: str, as_of: str, again: bool = False) -> str:
     """Roll `version` out against real requests known at `as_of`; returns `champion` or `rolled_back`.
 

@@ -21,11 +21,13 @@ _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the clusters that answer (empty: none), and the challenger's share in per cent."""
+    """Names of the clusters that answer (empty: none), the challenger's share in per cent, and whether the champion's
+    cluster has somebody to step in."""
 
     champion: str
     challenger: str
     percent: int
+    standby: bool = False
 
 
 def command(bootstrap: Path) -> list[str]:
@@ -89,7 +91,7 @@ def routes(split: Split) -> dict[str, Any]:
     if everyone:
         serving.append({"match": path, "route": _to(split.challenger, failover=bool(split.champion))})
     elif split.champion:
-        serving.append({"match": path, "route": _to(split.champion, failover=False)})
+        serving.append({"match": path, "route": _to(split.champion, failover=split.standby)})
     else:
         serving.append(_answer(path, 503, "no model serves yet"))
     nothing = _answer({"prefix": "/"}, 404, "nothing here; models are under /v2/models")
@@ -102,8 +104,9 @@ def routes(split: Split) -> dict[str, Any]:
 
 
 def _to(name: str, failover: bool) -> dict[str, Any]:
-    # Ranking changes nothing, so a failed attempt may be made again: a challenger's on the champion (its
-    # cluster's next priority), the champion's own only when the request never reached it.
+    # Ranking changes nothing, so a failed attempt may be made again: a challenger's on the champion and a champion's on
+    # its standby (the cluster's next priority), a lonely champion's own only when the request never reached it. A 429
+    # is an answer, and goes to the client with its `retry-after`: the others would drown in what one sheds.
     previous = "envoy.retry_priorities.previous_priorities"
     return {
         "cluster": name,

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+SEAL = SIGNATURE, REGISTRATION = "model.sig", "registration.json"  # what registration adds to a bundle (`signing.py`)
+
 
 def write_json(path: Path, data: Any) -> None:
     """Replace a JSON file atomically and durably; makes its directory."""
@@ -23,10 +25,19 @@ def write_json(path: Path, data: Any) -> None:
         raise
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote; None where there is no file, or no whole one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def directory_digest(directory: Path) -> str:
-    """Hex SHA-256 over the relative paths and the bytes of all files of a directory."""
+    """Hex SHA-256 over the relative paths and the bytes of all files of a directory, its seal aside."""
     total = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+    seal = {directory / name for name in SEAL}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p not in seal):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         total.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())

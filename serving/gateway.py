@@ -35,15 +35,18 @@ class Routing:
     """Who answers: the champion, and the challenger for the users in buckets below `percent`.
 
     Attributes:
-        champion: Answers everybody else, and steps in for a dead challenger. None before the first
-        champion. challenger: The version in the canary, if any. percent: Share of users that the challenger
-        gets, 0..100. salt: Salt of the users' buckets.
+        champion: Answers everybody else, and steps in for a dead challenger. None before the first champion.
+        challenger: The version in the canary, if any.
+        percent: Share of users that the challenger gets, 0..100.
+        salt: Salt of the users' buckets.
+        standby: The champion before; steps in for a dead champion, and else answers nobody.
     """
 
     champion: Backend | None = None
     challenger: Backend | None = None
     percent: int = 0
     salt: str = ""
+    standby: Backend | None = None
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,9 @@ class Gateway:
         self._publish(envoy.CLUSTERS, state.generation, list(clusters.values()))
 
     def _publish_routes(self, state: _State) -> None:
-        champion, challenger = state.routing.champion, state.routing.challenger
-        split = envoy.Split(_name(champion), _name(challenger, champion), state.routing.percent)
+        routing = state.routing
+        champion, challenger = _name(*_line(routing)), _name(routing.challenger, *_line(routing))
+        split = envoy.Split(champion, challenger, routing.percent, bool(routing.standby))
         self._publish(envoy.ROUTES, state.generation, [envoy.routes(split)])
 
     def _publish(self, name: str, generation: int, resources: list[dict[str, Any]]) -> None:
@@ -201,25 +205,20 @@ class Gateway:
 
 
 def _routing(data: dict[str, Any]) -> Routing:
-    backends = {k: Backend(**data[k]) if data[k] else None for k in ("champion", "challenger")}
+    backends = {k: Backend(**data[k]) if data.get(k) else None for k in ("champion", "challenger", "standby")}
     return Routing(**(data | backends))
 
 
-def _name(backend: Backend | None, fallback: Backend | None = None) -> str:
+def _line(routing: Routing) -> tuple[Backend | None, ...]:
+    """Who answers for the champion's users: itself, else the standby."""
+    return (routing.champion, routing.standby) if routing.champion else (None,)
+
+
+def _name(*line: Backend | None) -> str:
     """A cluster's name tells all that it holds, so that a cluster never changes under its name."""
-    if backend is None:
-        return ""
-    name = f"v{backend.version}-{backend.port}"
-    return f"{name}-else-{_name(fallback)}" if fallback else name
+    return "-else-".join(f"v{b.version}-{b.port}" for b in line if b) if line[0] else ""
 
 
 def _clusters(routing: Routing, model: str) -> dict[str, Any]:
-    champion, challenger = routing.champion, routing.challenger
-    found = {}
-    if champion:
-        found[_name(champion)] = envoy.cluster(_name(champion), model, [champion.port])
-    if challenger:
-        ports = [challenger.port] + ([champion.port] if champion else [])
-        name = _name(challenger, champion)
-        found[name] = envoy.cluster(name, model, ports)
-    return found
+    lines = [line for line in (_line(routing), (routing.challenger, *_line(routing))) if line[0]]
+    return {_name(*line): envoy.cluster(_name(*line), model, [b.port for b in line if b]) for line in lines}

@@ -7,26 +7,48 @@ doubled.
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serving.files import SEAL
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-    from serving.registry import DatasetRef
 
 CODE = Path(__file__).with_name("mlflow_model.py")
 # Given by hand: MLflow would find them by starting the model in another process, for ten seconds and more.
 REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "xxhash", "mlflow")
 
 
-def open_run(
-    client: "MlflowClient", experiment: str, location: str | None, run_key: str, params: dict[str, Any]
-) -> str:
-    """The run of this key: a new one, or the unfinished one of a killed call; returns its id."""
-    experiment_id = _experiment(client, experiment, location)
+@dataclass(frozen=True)
+class DatasetRef:
+    """Data that a model was made from, as MLflow shows it.
+
+    Attributes:
+        name: Name of the dataset.
+        digest: Digest of the snapshot (MLflow keeps 36 characters).
+        source: Where it lies, for people.
+        context: What it was used for, e.g. `training`.
+    """
+
+    name: str
+    digest: str
+    source: str
+    context: str = "training"
+
+
+def experiment(client: "MlflowClient", name: str, location: str | None) -> str:
+    """The id of an experiment, made at the first call."""
+    found = client.get_experiment_by_name(name)
+    return found.experiment_id if found else client.create_experiment(name, artifact_location=location)
+
+
+def open_run(client: "MlflowClient", name: str, location: str | None, run_key: str, params: dict[str, Any]) -> str:
+    """The run of this key in that experiment: a new one, or the unfinished one of a killed call; returns its id."""
+    experiment_id = experiment(client, name, location)
     wanted = {key: str(value) for key, value in params.items()}
     for run in client.search_runs([experiment_id], f"tags.run_key = '{run_key}'", order_by=["attribute.start_time"]):
         written = run.data.params
@@ -47,7 +69,7 @@ def log(
     run_id: str,
     metrics: dict[str, float],
     tags: dict[str, str],
-    datasets: Sequence["DatasetRef"],
+    datasets: Sequence[DatasetRef],
     artifacts: Sequence[Path],
 ) -> None:
     """Put metrics, tags, datasets and files on a run, each once."""
@@ -73,8 +95,8 @@ def log(
         client.log_artifact(run_id, str(path))
 
 
-def log_bundle(client: "MlflowClient", run_id: str, bundle: Path, digest: str) -> str:
-    """Log the bundle as a model without pickle; returns its URI. One that is complete is used again."""
+def log_bundle(client: "MlflowClient", run_id: str, bundle: Path, digest: str, seal: Callable[[Path], None]) -> str:
+    """Log the bundle, sealed, as a model without pickle; returns its URI. One that is complete is used again."""
     import mlflow
 
     experiment_id = client.get_run(run_id).info.experiment_id
@@ -85,7 +107,8 @@ def log_bundle(client: "MlflowClient", run_id: str, bundle: Path, digest: str) -
     with tempfile.TemporaryDirectory() as room, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on type hints and input examples
         staged = Path(room) / "bundle"  # MLflow names the artifact after the directory
-        shutil.copytree(bundle, staged)
+        shutil.copytree(bundle, staged, ignore=shutil.ignore_patterns(*SEAL))
+        seal(staged)
         with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
             logged = mlflow.pyfunc.log_model(
                 name="ranker",
@@ -98,15 +121,23 @@ def log_bundle(client: "MlflowClient", run_id: str, bundle: Path, digest: str) -
     return logged.model_uri
 
 
+def log_files(client: "MlflowClient", run_id: str, bundle: Path, names: Sequence[str]) -> None:
+    """Add files and directories of a bundle to the models of its run, which were logged without them."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
+        with tempfile.TemporaryDirectory() as room:
+            staged = Path(room) / "artifacts" / "bundle"
+            staged.mkdir(parents=True)
+            for name in names:
+                whole = bundle / name
+                shutil.copytree(whole, staged / name) if whole.is_dir() else shutil.copy(whole, staged)
+            client.log_model_artifacts(model.model_id, room)
+
+
 def close_run(client: "MlflowClient", run_id: str) -> None:
     """Mark the run as finished."""
     if run_id and client.get_run(run_id).info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
-
-
-def _experiment(client: "MlflowClient", name: str, location: str | None) -> str:
-    found = client.get_experiment_by_name(name)
-    return found.experiment_id if found else client.create_experiment(name, artifact_location=location)
 
 
 def _signature(bundle: Path) -> Any:

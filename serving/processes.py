@@ -30,6 +30,8 @@ from evergreen.settings import LOOPBACK, TELEMETRY_OFF, Settings
 from serving.files import write_json
 
 LAUNCHER = Path(__file__).with_name("launch.py")
+# A process starts in the home; its directories have names of ours (`serving/gateway`) and are not to be imported.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 MARK = "EVERGREEN_PROCESS"  # in the environment of all descendants: tells ours apart when the leader is gone
 READY_WITHIN = 120.0  # seconds; a busy 2-core machine needs 50 for the MLflow server
 # The kernel's boot time, from which creation times derive, moves by up to a second when the clock is set.
@@ -191,6 +193,10 @@ class Processes:
         self._write(kept)
         return kept
 
+    def mine(self, process: Process) -> bool:
+        """Whether it dies with this very process."""
+        return process.parent == os.getpid()
+
     def stop(self, name: str, grace: float = 10.0) -> bool:
         """Stop a process with its descendants: gently, and after `grace` seconds with force.
 
@@ -229,7 +235,7 @@ class Processes:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self._root,
-                    env=dict(os.environ) | TELEMETRY_OFF | home | environment,
+                    env=dict(os.environ) | TELEMETRY_OFF | home | SAFE_PATH | environment,
                     start_new_session=True,
                     pass_fds=(read_end,),
                 )

@@ -1,8 +1,8 @@
 """The registry of models: MLflow, spoken to directly on SQLite or through a server, both by the same calls.
 
-A version is registered once for each run key, carries its lineage as tags, and is never unpickled. Three
-aliases tell its standing: `challenger` (may be rolled out), `champion` (serves), `previous` (served before;
-where a rollback goes).
+A version is registered once for each run key, signed, carries its lineage as tags, and is never unpickled. Aliases
+tell its standing: `challenger` (passed the gate), `candidate` (a person wants it rolled out), `champion` (serves),
+`previous` (served before; where a rollback goes). The last two show what was decided in the ledger (`agreement.py`).
 """
 
 import logging
@@ -10,9 +10,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +21,26 @@ from filelock import FileLock
 
 from engagement.errors import EvergreenError
 from evergreen.settings import TELEMETRY_OFF, Settings
+from serving import signing
+from serving.agreement import ADOPTED, BACK_BY_HAND, PROMOTED, REFUSED, ROLLED_BACK, Agreed, Agreement, Order
 from serving.files import directory_digest
+from serving.mlflow_runs import DatasetRef
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+CHALLENGER, CANDIDATE, CHAMPION, PREVIOUS = "challenger", "candidate", "champion", "previous"
 RUN_KEY = "run_key"  # tag: names the run by its inputs
 DIGEST = "bundle_digest"  # tag: what `fetch` compares the files with
 GATE = "gate"  # tag: the gate's verdict; `hold` keeps a version from becoming challenger
 UPDATES = "updates"  # tag: updates since a training from scratch
 ROLLOUT = "rollout"  # tag: how its last rollout ended
+PROMOTION = "promotion"  # tag: what was last said about a wish to promote it
+REQUESTED_BY = "requested_by"  # tag: who wishes it; MLflow itself does not record who moves an alias
+
+
+class NotRegistered(EvergreenError):
+    """A version that the registry does not have, or has no more."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +54,19 @@ class Version:
     run_id: str
 
 
-@dataclass(frozen=True)
-class DatasetRef:
-    """Data that a model was made from, as MLflow shows it.
-
-    Attributes:
-        name: Name of the dataset.
-        digest: Digest of the snapshot (MLflow keeps 36 characters).
-        source: Where it lies, for people.
-        context: What it was used for, e.g. `training`.
-    """
-
-    name: str
-    digest: str
-    source: str
-    context: str = "training"
-
-
 class Registry:
     """The registry of one home.
 
     Args:
         settings: The home; `settings.tracking_uri` says where MLflow is.
+        order: On whose behalf decisions are made here.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, order: Order = Order()) -> None:  # noqa: B008 (frozen)
         self._settings = settings
         self._name = settings.model_name
+        self._order = order
+        self.agreement = Agreement(settings.serving)
 
     def register(
         self,
@@ -106,7 +102,7 @@ class Registry:
         """
         if not bundle.is_dir():
             raise EvergreenError(f"there is no bundle at {bundle}", "Train a model first")
-        with self._client() as client, FileLock(self._settings.root / "mlflow" / ".register.lock"):
+        with self.client() as client, FileLock(self._settings.root / "mlflow" / ".register.lock"):
             from serving import mlflow_runs
 
             version = self._by_run_key(client, run_key)
@@ -115,7 +111,8 @@ class Registry:
                 location = self._artifact_location(experiment)
                 run = mlflow_runs.open_run(client, experiment, location, run_key, dict(params or {}))
                 mlflow_runs.log(client, run, dict(metrics or {}), tags, datasets, artifacts)
-                source = mlflow_runs.log_bundle(client, run, bundle, tags[DIGEST])
+                seal = partial(signing.seal, registered=tags, settings=self._settings)
+                source = mlflow_runs.log_bundle(client, run, bundle, tags[DIGEST], seal)
                 self._create_model(client)
                 client.create_model_version(self._name, source=source, run_id=run, tags=tags)
                 version = self._by_run_key(client, run_key)
@@ -127,14 +124,14 @@ class Registry:
 
     def offer(self, version: str) -> None:
         """Give a version the alias `challenger`, unless it is champion."""
-        with self._client() as client:
+        with self.client() as client:
             aliases = self._aliases(client)
             if str(version) not in (aliases.get(CHAMPION), aliases.get(CHALLENGER)):
                 client.set_registered_model_alias(self._name, CHALLENGER, str(version))
 
     def aliases(self) -> dict[str, str]:
         """Version by alias; empty before the first registration."""
-        with self._client() as client:
+        with self.client() as client:
             return self._aliases(client)
 
     def champion(self) -> Version | None:
@@ -146,16 +143,30 @@ class Registry:
         """One version.
 
         Raises:
-            EvergreenError: It is not registered.
+            NotRegistered: The registry does not have it.
         """
-        for known in self.versions():
-            if known.version == str(version):
-                return known
-        raise EvergreenError(f"version {version} is not registered", "See `evergreen status` for those that are")
+        from mlflow.exceptions import MlflowException
+
+        with self.client() as client:
+            try:
+                found = client.get_model_version(self._name, str(version))
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+                problem = f"version {version} is not registered"
+                raise NotRegistered(problem, "See `evergreen status` for those that are") from None
+            return _version(found, dict.fromkeys(found.aliases, str(found.version)))
+
+    def has(self, version: str) -> bool:
+        """Whether a version is registered; people delete them."""
+        try:
+            return bool(self.get(version))
+        except NotRegistered:
+            return False
 
     def versions(self) -> list[Version]:
         """All versions, newest first."""
-        with self._client() as client:
+        with self.client() as client:
             aliases = self._aliases(client)
             # A search leaves the aliases out, whatever the field says.
             found = client.search_model_versions(f"name='{self._name}'")
@@ -163,7 +174,7 @@ class Registry:
             return sorted(versions, key=lambda v: int(v.version), reverse=True)
 
     def fetch(self, version: str, dest: Path | None = None) -> Path:
-        """Bring a version's bundle here and verify it.
+        """Bring a version's bundle here and verify its digest and its signature.
 
         Args:
             version: The version.
@@ -173,81 +184,142 @@ class Registry:
             The directory. One that is there and intact is not fetched again.
 
         Raises:
-            EvergreenError: The version is unknown, or its files are not those that were registered.
+            NotRegistered: The version is unknown. One that serves and was deleted serves on from what is here.
+            NotGenuine: Its files are not those that were registered and signed.
         """
-        directory = dest or self._settings.serving / "models" / str(version)
-        wanted = self.get(version).tags.get(DIGEST, "")
-        if directory.is_dir() and directory_digest(directory) == wanted:
-            return directory
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with self._client(), tempfile.TemporaryDirectory(dir=directory.parent, prefix=".fetching-") as room:
-            import mlflow
-
-            uri = f"models:/{self._name}/{version}/artifacts/bundle"
-            got = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=room))
-            if directory_digest(got) != wanted:
-                raise EvergreenError(
-                    f"the files of version {version} are not those that were registered (digest differs)",
-                    "Do not serve it; register the model again from its run",
-                )
-            shutil.rmtree(directory, ignore_errors=True)
-            got.replace(directory)
+        directory = dest or self._place(version)
+        self._fetch(version, directory)
         return directory
 
-    def promote(self, version: str) -> None:
+    def evidence(self, version: str) -> dict[str, str]:
+        """What was signed about a version when it was registered: the tags of that time; its files are verified.
+
+        Raises:
+            EvergreenError: As `fetch`.
+        """
+        return self._fetch(version, self._place(version))
+
+    def agreed(self) -> Agreed:
+        """What the ledger says; a registry that has none yet is believed, once."""
+        agreed = self.agreement.now()
+        if agreed.turn:
+            return agreed
+        aliases = self.aliases()
+        champion, previous = aliases.get(CHAMPION, ""), aliases.get(PREVIOUS, "")
+        if champion:
+            self.agreement.decide(ADOPTED, champion, "the ledger begins", Order(), champion, previous)
+            agreed = self.agreement.now()
+            self.agreement.show(agreed)
+        return agreed
+
+    def promote(self, version: str, why: str = "") -> None:
         """Make a version champion and the champion before it `previous`. Nothing changes if it is champion.
 
         Raises:
             EvergreenError: It is not registered.
         """
         self.get(version)
-        with self._client() as client:
+        agreed = self.agreed()
+        if agreed.champion != str(version):
+            self.agreement.decide(PROMOTED, version, why, self._order, str(version), agreed.champion)
+        self.conform()
+
+    def conform(self) -> None:
+        """Bring the aliases in line with what is agreed; all of it may be done already."""
+        agreed = self.agreed()
+        with self.client() as client:
             aliases = self._aliases(client)
-            champion = aliases.get(CHAMPION)
-            if champion != str(version):
-                # `previous` first: killed in between, the champion is its own previous one, and the next
-                # call mends it.
-                if champion:
-                    client.set_registered_model_alias(self._name, PREVIOUS, champion)
-                client.set_registered_model_alias(self._name, CHAMPION, str(version))
-            if aliases.get(CHALLENGER) == str(version):
+            if agreed.turn == BACK_BY_HAND:
+                self.tag(agreed.was, ROLLOUT, "rolled_back: by hand")
+            for alias, version in ((PREVIOUS, agreed.previous), (CHAMPION, agreed.champion)):
+                if aliases.get(alias, "") == version:
+                    continue
+                if version and self.has(version):
+                    client.set_registered_model_alias(self._name, alias, version)
+                elif alias in aliases:
+                    client.delete_registered_model_alias(self._name, alias)
+            if agreed.champion and aliases.get(CHALLENGER) == agreed.champion:
                 client.delete_registered_model_alias(self._name, CHALLENGER)
-
-    def rollback(self) -> str:
-        """Make the previous champion champion again; the alias `previous` is used up by it.
-
-        Returns:
-            The version that is champion now.
-
-        Raises:
-            EvergreenError: There is no previous champion.
-        """
-        with self._client() as client:
-            aliases = self._aliases(client)
-            previous = aliases.get(PREVIOUS)
-            if previous is None:
-                raise EvergreenError("there is no previous champion to go back to", "Use `evergreen promote VERSION`")
-            champion = aliases.get(CHAMPION)
-            if champion and champion != previous:
-                client.set_model_version_tag(self._name, champion, ROLLOUT, "rolled_back: by hand")
-                client.set_registered_model_alias(self._name, CHAMPION, previous)
-            client.delete_registered_model_alias(self._name, PREVIOUS)
-            return previous
+        self.agreement.show(agreed)
 
     def reject(self, version: str, reason: str) -> None:
-        """Write on a version why its rollout came back, and take the alias `challenger` from it."""
+        """Record that a version's rollout came back and why, and take the alias `challenger` from it."""
+        self.agreed()
+        self.agreement.decide(ROLLED_BACK, version, reason, self._order)
         self.tag(version, ROLLOUT, f"rolled_back: {reason}")
-        with self._client() as client:
-            if self._aliases(client).get(CHALLENGER) == str(version):
-                client.delete_registered_model_alias(self._name, CHALLENGER)
+        self.unset(CHALLENGER, version)
+
+    def refuse(self, version: str, why: str) -> None:
+        """Record that a version was asked for and may not be rolled out."""
+        self.agreed()
+        self.agreement.decide(REFUSED, version, why, self._order)
+        self.tag(version, PROMOTION, f"{REFUSED}: {why}")
+
+    def wish(self, version: str) -> None:
+        """Give a version the alias `candidate`."""
+        with self.client() as client:
+            client.set_registered_model_alias(self._name, CANDIDATE, str(version))
+
+    def unset(self, alias: str, version: str) -> None:
+        """Take an alias from a version, if it is there."""
+        with self.client() as client:
+            if self._aliases(client).get(alias) == str(version):
+                client.delete_registered_model_alias(self._name, alias)
 
     def tag(self, version: str, key: str, value: str) -> None:
-        """Set a tag of a version."""
-        with self._client() as client:
-            client.set_model_version_tag(self._name, str(version), key, value[:5000])
+        """Set a tag of a version; of one that was deleted there is nothing to tell."""
+        from mlflow.exceptions import MlflowException
+
+        with self.client() as client:
+            try:
+                client.set_model_version_tag(self._name, str(version), key, value[:5000])
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+
+    def _place(self, version: str) -> Path:
+        return self._settings.serving / "models" / str(version)
+
+    def _fetch(self, version: str, directory: Path) -> dict[str, str]:
+        """See `fetch`; returns what was signed. One at a time: two would take each other's files away."""
+        self._settings.serving.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._settings.serving / ".fetch.lock"):
+            try:
+                registered = self.get(version)
+            except NotRegistered:
+                agreed = self.agreement.now()
+                if version not in (agreed.champion, agreed.previous) or not directory.is_dir():
+                    raise
+                return signing.verify(directory, signing.verifying_key(self._settings))
+            with suppress(EvergreenError):
+                if directory.is_dir():
+                    return self._verify(directory, registered)
+            with self.download(registered, directory.parent) as got:
+                signed = self._verify(got, registered)
+                shutil.rmtree(directory, ignore_errors=True)
+                got.replace(directory)
+            return signed
 
     @contextmanager
-    def _client(self) -> Iterator["MlflowClient"]:
+    def download(self, registered: Version, room: Path) -> Iterator[Path]:
+        """The files of a version as the registry has them, not looked at yet."""
+        room.mkdir(parents=True, exist_ok=True)
+        with self.client(), tempfile.TemporaryDirectory(dir=room, prefix=".fetching-") as directory:
+            import mlflow
+
+            uri = f"models:/{self._name}/{registered.version}/artifacts/bundle"
+            yield Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=directory))
+
+    def _verify(self, directory: Path, registered: Version) -> dict[str, str]:
+        if directory_digest(directory) != registered.tags.get(DIGEST, ""):
+            raise signing.NotGenuine(
+                f"the files of version {registered.version} are not those that were registered (digest differs)",
+                "Do not serve it; register the model again from its run",
+            )
+        return signing.verify(directory, signing.verifying_key(self._settings), registered.version)
+
+    @contextmanager
+    def client(self) -> Iterator["MlflowClient"]:
         """MLflow's client, quiet and without telemetry; its errors become one line."""
         os.environ.update(TELEMETRY_OFF | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"})
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default keeps one waiting 4 minutes
@@ -256,8 +328,9 @@ class Registry:
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for logger in map(logging.getLogger, ("alembic", "mlflow")):
+            if logger.level != logging.ERROR:  # setting it empties the caches of all loggers
+                logger.setLevel(logging.ERROR)
         uri = self._settings.tracking_uri
         (self._settings.root / "mlflow").mkdir(parents=True, exist_ok=True)
         try:
@@ -295,6 +368,12 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+    def experiment(self, client: "MlflowClient", name: str) -> str:
+        """The id of an experiment, made at the first call."""
+        from serving import mlflow_runs
+
+        return mlflow_runs.experiment(client, name, self._artifact_location(name))
 
     def _artifact_location(self, experiment: str) -> str | None:
         """Where an experiment keeps files: under the home on a laptop, where the server says otherwise."""

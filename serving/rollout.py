@@ -1,53 +1,47 @@
-"""The rollout of one version: pending, 10 %, 50 %, 100 %, champion; or rolled back, from anywhere.
+"""The rollout of one version: pending, dark, 1, 10, 50, 100 %, champion; or rolled back, from anywhere.
 
-At each step real requests are replayed through the gateway, users sticky by bucket, and the judge compares
-what the challenger answered with what the registered model gives for the same features. State is on disk
-after every
-transition: a killed rollout is taken up by the next call where it was, and ends the same. While it runs, the
-challenger dies with the rollout, so that no unwatched challenger ever answers anybody: the gateway then
-gives its users to the champion.
+The same states on a laptop and on a cluster: a `Plane` serves and splits, a `Traffic` gathers evidence, the judge
+decides. In the dark both versions answer the same requests and nobody gets the challenger; then users do, sticky by
+bucket. A stage is looked at until it passes or fails; what is still inconclusive after the judge's limit goes back.
+
+State is on disk after every transition and every look, with what the judge knows: a killed rollout is taken up by the
+next call where it was, nothing is judged twice, and it ends the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-import numpy as np
+from dataclasses import replace
 
 from engagement.errors import EvergreenError
 from evergreen.settings import Settings
-from serving.buckets import choose_salt, in_canary
-from serving.gateway import Routing
-from serving.judge import MIN_ANSWERS, Answer, Judgement, judge
-from serving.processes import Process, free_port
-from serving.protocol import RankRequest
-from serving.registry import CHAMPION, ROLLOUT, Registry
-from serving.replay import Client
-from serving.rollout_state import PENDING, ROLLED_BACK, Final, Journal, RolloutResult, State, Step
-from serving.scoring import Reader, Scorer, open_features
-from serving.stack import PREDICTOR, Stack, backend, serving_lock
+from serving.buckets import choose_salt
+from serving.judge import Guardrails, Judge
+from serving.plane import Doors, Plane, Unfit
+from serving.planes import serving_plane
+from serving.registry import ROLLOUT, Registry
+from serving.rollout_state import (
+    DARK,
+    PROMOTED,
+    ROLLED_BACK,
+    Final,
+    Journal,
+    OvertakenError,
+    RolloutResult,
+    State,
+)
+from serving.sources import every_source, rules_of
+from serving.stack import serving_lock
+from serving.traffic import Asked, Stage, Traffic
 
-STEPS = (10, 50, 100)  # per cent of the users; a first model has nobody to share with and starts at the last
-STEP_REQUESTS = 60  # replayed at each step, or all where there are fewer
-ROUNDS = 3  # times a step is replayed before "inconclusive" means "no"
+STAGES = (0, 1, 10, 50, 100)  # per cent of the users
+FIRST_STAGES = (0, 100)  # of a first model, which has nobody to share with
 
-ReplayRequest = RankRequest
 Progress = Callable[[str], None]
+MakeTraffic = Callable[[Settings, Registry, Sequence[Asked]], Traffic]
 
 
 class _RejectedError(Exception):
-    """The challenger is not fit to answer; its text says why."""
-
-
-@dataclass(frozen=True)
-class _Live:
-    """What a canary works with: a client of the gateway and one of the challenger alone, and the truth to compare."""
-
-    gateway: Client
-    challenger: Client
-    expected: Mapping[str, np.ndarray]
-    primary: int
+    """The challenger goes back; its text says why."""
 
 
 class Rollout:
@@ -56,42 +50,47 @@ class Rollout:
     Args:
         settings: The home.
         registry: Its registry.
-        stack: Where it serves; the default is the home's own.
-        features: Opens the home's online features.
-        scorer: Opens a bundle with them, to know what the challenger should answer.
+        plane: Where versions run; the default is what the settings name.
+        traffic: Makes the source of evidence from the requests that are known.
+        rules: What the judge asks for; the default is what suits the plane.
     """
 
     def __init__(
         self,
         settings: Settings,
         registry: Registry,
-        stack: Stack | None = None,
-        features: Callable[[Settings], Reader] = open_features,
-        scorer: Callable[[Path, Reader], Scorer] = Scorer,
+        plane: Plane | None = None,
+        traffic: MakeTraffic = every_source,
+        rules: Guardrails | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._journal = Journal(settings.serving)
-        self._stack = stack or Stack(settings, registry)
-        self._features = features
-        self._scorer = scorer
+        self._plane = plane or serving_plane(settings, registry)
+        self._traffic = traffic
+        self._rules = rules or rules_of(settings)
 
     def run(
         self,
         version: str,
-        requests: Sequence[RankRequest],
+        asked: Sequence[Asked],
         progress: Progress | None = None,
         again: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
+        why: str = "",
     ) -> RolloutResult:
         """Roll a version out, or finish a rollout that was killed. Call it from the main thread.
 
         Args:
             version: Registered version.
-            requests: Real requests to replay; each step takes the next `STEP_REQUESTS` of them, going round.
+            asked: Real requests that are known.
             progress: Called with one line when something happens.
             again: Try a version once more that was rolled back before.
+            wanted: Asked between looks; when it says no, the challenger goes back.
+            why: Why it is rolled out, in words, for the ledger.
 
         Raises:
+            OvertakenError: Another controller took the rollout up; nothing was touched since.
             EvergreenError: The version is unknown, there are no requests, another rollout runs, or champion, gateway
                 or features cannot be had: nothing was decided then, and the same call may be made again.
         """
@@ -99,7 +98,7 @@ class Rollout:
         with serving_lock(self._settings):
             registered = self._registry.get(str(version))
             state = self._journal.load()
-            champion = self._registry.aliases().get(CHAMPION, "")
+            champion = self._registry.agreed().champion  # not the alias: a person may be moving it
             ours = state is not None and state.version == registered.version
             if state is None or not ours or self._stale(state, champion):
                 verdict, _, reason = registered.tags.get(ROLLOUT, "").partition(": ")
@@ -107,216 +106,164 @@ class Rollout:
                     return self._decided_before(champion, "champion", champion, "it is champion already")
                 if verdict == ROLLED_BACK and not again and not (ours and state and not state.final):
                     return self._decided_before(registered.version, "rolled_back", champion, reason)
-                state = self._begin(registered.version, champion, state)
+                state = self._begin(registered.version, champion, state, why)
             elif state.stage == ROLLED_BACK and again:
-                state = self._begin(registered.version, champion, state)
+                state = self._begin(registered.version, champion, state, why)
+            else:
+                state = self._journal.take_up(state)
             if not state.final:
-                if not requests:
+                if not asked:
                     raise EvergreenError(
                         "there are no requests to replay", "Import engagement up to the rollout's time"
                     )
-                state = self._decide(state, requests, tell)
+                state = self._decide(state, asked, wanted, tell)
             return self._settle(state)
 
     def _stale(self, state: State, champion: str) -> bool:
         """Whether the recorded rollout says nothing about the present: the champion changed under it."""
-        if state.stage == CHAMPION:
+        if state.stage == PROMOTED:
             return champion != state.version
         return champion not in (state.champion, state.version)
 
-    def _begin(self, version: str, champion: str, before: State | None) -> State:
+    def _begin(self, version: str, champion: str, before: State | None, why: str) -> State:
         if before is not None and not before.final and before.version != version:
+            before = self._journal.take_up(before)
             if champion == before.version:  # killed right after its promotion
-                self._settle(self._journal.move(before, CHAMPION, "promoted", reason=_last_reason(before)))
+                before = self._promoted(before)
             else:
                 reason = f"given up for version {version}"
-                self._settle(self._journal.move(before, ROLLED_BACK, reason, reason=reason))
-        state = self._journal.move(State(version, champion), PENDING, "rollout begins")
+                before = self._journal.move(before, ROLLED_BACK, reason, reason=reason)
+            self._settle(before)
+        state = self._journal.begin(State(version, champion, why=why or "rollout begins"), before)
         self._registry.offer(version)
         return state
 
-    def _decide(self, state: State, requests: Sequence[RankRequest], tell: Progress) -> State:
-        """Run the steps that are left; the returned state says how it ended, the registry may not know yet."""
-        last = state.steps[-1] if state.steps else None
-        if self._registry.aliases().get(CHAMPION) == state.version:  # killed right after the promotion
-            return self._journal.move(state, CHAMPION, "promoted", reason=_last_reason(state))
-        if last and last.verdict != "pass":  # killed on the way back
-            return self._journal.move(state, ROLLED_BACK, last.reason, reason=last.reason)
-        windows = {p: _window(requests, i) for i, p in enumerate(_steps(state))}
-        if not state.salt:
-            users = [(percent, [r.user_id for r in part]) for percent, part in windows.items()]
-            state = replace(state, salt=choose_salt(state.version, users, MIN_ANSWERS))
+    def _decide(self, state: State, asked: Sequence[Asked], wanted: Callable[[], bool], tell: Progress) -> State:
+        """Go through the stages that are left; the returned state says how it ended, the registry may not know yet."""
+        if self._registry.agreed().champion == state.version:  # killed right after the promotion
+            return self._promoted(state)
         try:
-            with self._serving(state, windows, tell) as live:
-                for percent in windows:
+            stages = STAGES if state.champion else FIRST_STAGES
+            if not state.salt:
+                users = [a.request.user_id for a in asked]
+                enough = {p: self._rules.needed(p) for p in stages if 0 < p < 100}
+                salt = choose_salt(state.version, users, enough)
+                state = self._journal.save(state, salt=salt)
+            last = state.steps[-1] if state.steps else None
+            if last and last.verdict in ("fail", "stopped"):  # killed on the way back
+                raise _RejectedError(last.reason)
+            with self._open(state, tell) as doors:
+                traffic = self._traffic(self._settings, self._registry, asked)
+                for percent in stages:
                     if percent not in state.passed:
-                        state = self._step(state, percent, windows[percent], live, tell)
+                        state = self._stage(state, percent, doors, traffic, wanted, tell)
                     if percent not in state.passed:
-                        self._stack.gateway.shift(0)
+                        self._plane.split(0)
                         raise _RejectedError(state.steps[-1].reason)
-                self._registry.promote(state.version)
-                self._take_over(state)
+                self._journal.check(state)
+                if not wanted():  # the last look took its time
+                    self._plane.split(0)
+                    raise _RejectedError("no longer wanted")
+                self._registry.promote(state.version, state.steps[-1].reason)
+                return self._promoted(state)
+        except Unfit as error:
+            reason = error.problem
         except _RejectedError as error:
-            tell(f"v{state.version} is rolled back: {error}")
-            return self._journal.move(state, ROLLED_BACK, str(error), reason=str(error))
-        return self._journal.move(state, CHAMPION, "promoted", reason=_last_reason(state))
+            reason = str(error)
+        tell(f"v{state.version} is rolled back: {reason}")
+        return self._journal.move(state, ROLLED_BACK, reason, reason=reason)
 
-    def _step(self, state: State, percent: int, window: Sequence[RankRequest], live: _Live, tell: Progress) -> State:
-        """Open the canary to a percentage, replay, judge."""
-        if state.stage != str(percent):
-            why = "previous step passed" if state.steps else "ready"
-            state = self._journal.move(state, str(percent), why, salt=state.salt)
-        tell(f"v{state.version} at {percent} %: replaying {len(window)} requests")
-        self._stack.gateway.shift(percent)
-        wanted = [_wanted(state, percent, request) for request in window]
-        answers: list[Answer] = []
-        for _ in range(ROUNDS):
-            answers += live.gateway.replay(window, wanted, state.salt)
-            answers = _explain(answers, window, state, live)
-            judgement = judge(answers, live.expected, state.version, live.primary)
-            if judgement.outcome != "inconclusive":
-                break
-        step = _summary(percent, answers, state.version, judgement)
-        tell(f"v{state.version} at {percent} %: {step.verdict}, {step.reason}")
-        return self._journal.move(state, state.stage, f"{step.verdict}: {step.reason}", steps=(*state.steps, step))
+    def _stage(
+        self,
+        state: State,
+        percent: int,
+        doors: Doors,
+        traffic: Traffic,
+        wanted: Callable[[], bool],
+        tell: Progress,
+    ) -> State:
+        """Open the canary to a percentage and look until it is decided; the last step of the new state says how."""
+        name = _name(percent)
+        if state.stage != name:
+            why = f"{_shown(state.steps[-1].percent)} passed" if state.steps else "ready"
+            state = self._journal.move(state, name, why)
+        self._journal.check(state)
+        self._plane.split(percent)
+        stage = Stage(state.champion, state.version, percent, state.salt, doors)
+        judge = Judge.from_json(state.judge) if state.judge else Judge(self._rules, first=not state.champion)
+        tell(f"v{state.version} {_shown(percent)}: gathering evidence")
+        while True:
+            if not wanted():
+                step = replace(state.step(percent), verdict="stopped", reason="no longer wanted")
+                return self._journal.save(state, steps=state.having(step))
+            portion = traffic.look(stage, state.mark)
+            judgement = judge.look(portion.evidence)
+            step = replace(
+                state.step(percent).plus(portion.evidence),
+                verdict=judgement.outcome,
+                rule=judgement.rule,
+                reason=judgement.reason,
+                findings=judgement.findings,
+            )
+            if judgement.exhausted:
+                step = replace(step, verdict="fail")
+            state = self._journal.save(state, steps=state.having(step), judge=judge.to_json(), mark=portion.mark)
+            if step.verdict != "inconclusive":
+                tell(f"v{state.version} {_shown(percent)}: {step.verdict}, {step.reason}")
+                return state
 
     @contextmanager
-    def _serving(self, state: State, windows: Mapping[int, Sequence[RankRequest]], tell: Progress) -> Iterator[_Live]:
-        """Champion, challenger and gateway, in the stack of `evergreen up` where it runs, else for the time being."""
-        stack, settings = self._stack, self._settings
-        permanent = stack.permanent
+    def _open(self, state: State, tell: Progress) -> Iterator[Doors]:
+        """Both versions, ready; afterwards what was before, unless the rollout was taken out of our hands."""
         tell(f"starting v{state.version}" + (f" beside v{state.champion}" if state.champion else ""))
         try:
-            if permanent:
-                stack.serve_champion()
-            old = stack.predictor(state.champion, temporary=not permanent) if state.champion else None
-            new = self._start_challenger(state)
-            scorer, expected = self._expect(state, windows)  # while they start
-            if old:
-                stack.processes.wait(old)
-            try:
-                stack.processes.wait(new)
-            except EvergreenError as error:
-                raise _RejectedError(error.problem) from error
-            routing = Routing(backend(old) if old else None, backend(new), 0, state.salt)
-            if permanent:
-                stack.gateway.apply(routing)
-            else:
-                stack.gateway.start(routing, free_port(), temporary=True)
-            door = stack.gateway.process
-            assert door is not None
-            actions = scorer.spec.actions
-            yield _Live(
-                Client(door.ports["http"], settings.model_name, actions),
-                Client(new.ports["http"], settings.model_name, actions),
-                expected,
-                actions.index(scorer.spec.primary_action),
-            )
-        finally:
-            if permanent:
-                stack.serve_champion()
-            else:
-                stack.gateway.stop()
-                stack.stop_predictors()
+            yield self._plane.open(state.champion, state.version, state.salt)
+        except (OvertakenError, Unfit, _RejectedError):
+            raise
+        except BaseException:
+            agreed = self._registry.agreement.now()  # not the state: MLflow may have gone right after the promotion
+            self._plane.settle(agreed.champion, agreed.previous)
+            raise
 
-    def _start_challenger(self, state: State) -> Process:
-        try:
-            return self._stack.predictor(state.version, temporary=True)
-        except EvergreenError as error:
-            raise _RejectedError(error.problem) from error
-
-    def _expect(
-        self, state: State, windows: Mapping[int, Sequence[RankRequest]]
-    ) -> tuple[Scorer, dict[str, np.ndarray]]:
-        """Scores by the registered challenger for each request that it will be asked."""
-        features = self._features(
-            self._settings
-        )  # without them nobody can be judged, which is not the challenger's fault
-        asked = {
-            request.request_id: request
-            for percent, window in windows.items()
-            for request in window
-            if percent not in state.passed and _wanted(state, percent, request) == state.version
-        }
-        try:
-            scorer = self._scorer(self._registry.fetch(state.version), features)
-            return scorer, {name: scorer(request) for name, request in asked.items()}
-        except EvergreenError as error:
-            raise _RejectedError(error.problem) from error
-
-    def _take_over(self, state: State) -> None:
-        """The challenger's process becomes the champion's: it goes on answering without a restart."""
-        process = self._stack.processes.get(PREDICTOR + state.version)
-        if self._stack.permanent and process:
-            self._stack.processes.keep(process)
+    def _promoted(self, state: State) -> State:
+        reason = state.steps[-1].reason if state.steps else "promoted"
+        return self._journal.move(state, PROMOTED, "promoted", reason=reason)
 
     def _settle(self, state: State) -> RolloutResult:
-        """Make registry, stack and record agree with a final state; all of it may be done already."""
-        if state.stage == CHAMPION:
+        """Make registry, plane and record agree with a final state; all of it may be done already."""
+        if state.stage == PROMOTED:
             self._registry.promote(state.version)
-            self._registry.tag(state.version, ROLLOUT, CHAMPION)
+            self._registry.tag(state.version, ROLLOUT, PROMOTED)
         else:
             self._registry.reject(state.version, state.reason)
-        if self._stack.permanent:
-            self._stack.serve_champion()
-        serving = self._registry.aliases().get(CHAMPION, "")
-        outcome: Final = "champion" if state.stage == CHAMPION else "rolled_back"
-        result = RolloutResult(state.version, outcome, state.steps, serving, state.reason)
+        serving = self._rest()
+        outcome: Final = "champion" if state.stage == PROMOTED else "rolled_back"
+        steps = tuple(s.to_json() for s in state.steps)
+        result = RolloutResult(state.version, outcome, steps, serving, state.reason, state.id)
         self._journal.record(result)
         return result
+
+    def _rest(self) -> str:
+        """Let the registry's champion serve alone, the one before standing by; returns the champion."""
+        agreed = self._registry.agreed()
+        self._plane.settle(agreed.champion, agreed.previous)
+        self._plane.close()
+        return agreed.champion
 
     def _decided_before(self, version: str, outcome: Final, champion: str, reason: str) -> RolloutResult:
         """Nothing to do but to let the champion serve; the steps are those on record."""
-        if self._stack.permanent:
-            self._stack.serve_champion()
+        self._rest()
         before = self._journal.recorded(version)
-        steps = before.steps if before and before.outcome == outcome else ()
-        result = RolloutResult(version, outcome, steps, champion, reason)
+        same = before is not None and before.outcome == outcome
+        steps, rollout = (before.steps, before.rollout) if before and same else ((), "")
+        result = RolloutResult(version, outcome, steps, champion, reason, rollout)
         self._journal.record(result)
         return result
 
 
-def _steps(state: State) -> tuple[int, ...]:
-    return STEPS if state.champion else STEPS[-1:]
+def _name(percent: int) -> str:
+    return str(percent) if percent else DARK
 
 
-def _window(requests: Sequence[RankRequest], step: int) -> list[RankRequest]:
-    """The step's share of the requests: each takes up where the one before left off, going round at the end."""
-    size = min(STEP_REQUESTS, len(requests))
-    return [requests[(step * size + i) % len(requests)] for i in range(size)]
-
-
-def _wanted(state: State, percent: int, request: RankRequest) -> str:
-    canary = percent >= 100 or not state.champion or in_canary(request.user_id, state.salt, percent)
-    return state.version if canary else state.champion
-
-
-def _explain(answers: list[Answer], window: Sequence[RankRequest], state: State, live: _Live) -> list[Answer]:
-    """Where the champion stepped in for the challenger, ask the challenger alone once what ails it."""
-    by_id = {r.request_id: r for r in window}
-    for i, answer in enumerate(answers):
-        if answer.wanted == state.version and answer.status == 200 and answer.failed and not answer.error:
-            alone = live.challenger.ask(by_id[answer.request_id], state.version, state.salt)
-            error = alone.error or "it did not answer in time"
-            answers[i] = replace(answer, error=f"{error} (v{answer.version} stepped in)")
-            break
-    return answers
-
-
-def _summary(percent: int, answers: Sequence[Answer], version: str, judgement: Judgement) -> Step:
-    ours = [a.latency_ms for a in answers if a.wanted == version and not a.failed]
-    p50, p99 = np.percentile(ours, [50, 99]) if ours else (0.0, 0.0)
-    return Step(
-        percent=percent,
-        requests=len(answers),
-        answered=len(ours),
-        errors=sum(a.failed for a in answers),
-        p50_ms=round(float(p50), 1),
-        p99_ms=round(float(p99), 1),
-        verdict=judgement.outcome,
-        reason=judgement.reason,
-    )
-
-
-def _last_reason(state: State) -> str:
-    return state.steps[-1].reason if state.steps else "promoted"
+def _shown(percent: int) -> str:
+    return f"at {percent} %" if percent else "in the dark"

@@ -1,9 +1,10 @@
 """What runs in the background of a home: gateway, champion, and the two UIs; started, told apart, stopped.
 
-What should serve is the registry's champion. `serve_champion` makes it so from whatever runs at the moment;
-nothing here remembers more than the process records and the gateway's routing.
+What should serve is the registry's champion, with the one before it standing by. `serve_champion` makes it so from
+whatever runs at the moment; nothing here remembers more than the process records and the gateway's routing.
 """
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,35 +14,38 @@ from filelock import FileLock, Timeout
 
 from engagement.errors import EvergreenError
 from evergreen.settings import LOOPBACK, Settings
-from serving import gateway
-from serving.files import directory_digest
-from serving.gateway import Backend, Gateway, Routing
-from serving.processes import Process, Processes, free_port, require_free
+from serving import gateway, webhook
+from serving.gateway import Gateway
+from serving.laptop_plane import GATEWAY_SETTING, LaptopPlane
+from serving.processes import Process, Processes, http_get, require_free
 from serving.registry import Registry
-from serving.server import KEEP_SIGNAL
 
-PREDICTOR = "predictor-"
-MLFLOW, EVIDENTLY = "mlflow", "evidently"
-GATEWAY_SETTING, MLFLOW_SETTING, EVIDENTLY_SETTING = (
-    "EVERGREEN_GATEWAY_PORT",
-    "EVERGREEN_MLFLOW_PORT",
-    "EVERGREEN_EVIDENTLY_PORT",
-)
+MLFLOW, EVIDENTLY, PROMOTER = "mlflow", "evidently", "promoter"
+PROMOTER_SETTING = "EVERGREEN_PROMOTER_PORT"
+MLFLOW_SETTING, EVIDENTLY_SETTING = "EVERGREEN_MLFLOW_PORT", "EVERGREEN_EVIDENTLY_PORT"
+
+
+class Busy(EvergreenError):
+    """Another command is changing what serves."""
 
 
 @contextmanager
-def serving_lock(settings: Settings) -> Iterator[None]:
-    """One rollout, `up`, `down` or `rollback` of a home at a time; a killed one holds it no longer.
+def serving_lock(settings: Settings, patience: float = 5.0) -> Iterator[None]:
+    """One rollout, `up`, `down`, `rollback` or action of the promoter at a time; a killed one holds it no longer.
+
+    Args:
+        settings: The home.
+        patience: Seconds to wait for another one; most take no longer.
 
     Raises:
-        EvergreenError: Another one is under way.
+        Busy: Another one is under way.
     """
     settings.serving.mkdir(parents=True, exist_ok=True)
     lock = FileLock(settings.serving / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
-        raise EvergreenError(
+        raise Busy(
             f"another command is changing what serves in {settings.root}", "Wait for it to end and try again"
         ) from None
     try:
@@ -50,88 +54,15 @@ def serving_lock(settings: Settings) -> Iterator[None]:
         lock.release()
 
 
-class Stack:
-    """Gateway and predictors of one home.
+def serve_champion(plane: LaptopPlane, registry: Registry) -> str:
+    """Let the registry's champion answer everybody, for good, the one before it standing by; returns the champion.
 
-    Args:
-        settings: The home.
-        registry: Its registry.
+    Raises:
+        EvergreenError: It cannot be served; what served before goes on.
     """
-
-    server: tuple[str, ...] = ("-m", "serving.server")  # what Python runs as a predictor
-
-    def __init__(self, settings: Settings, registry: Registry) -> None:
-        self._settings = settings
-        self._registry = registry
-        self.processes = Processes(settings)
-        self.gateway = Gateway(settings, self.processes)
-
-    @property
-    def permanent(self) -> bool:
-        """Whether `evergreen up` runs here."""
-        process = self.gateway.process
-        return process is not None and not process.parent
-
-    def predictor(self, version: str, temporary: bool) -> Process:
-        """Start the predictor of a version, without waiting until it is ready; one that runs is taken as it is.
-
-        Args:
-            version: Registered version; its bundle is fetched and verified.
-            temporary: Whether it dies with this process.
-
-        Raises:
-            EvergreenError: The version's files are damaged.
-        """
-        name = PREDICTOR + version
-        bundle = self._registry.fetch(version)
-        present = self.processes.get(name)
-        if present and (temporary or not present.parent):
-            return present
-        port = free_port()
-        options = {
-            "--bundle": str(bundle),
-            "--version": version,
-            "--digest": directory_digest(bundle),
-            "--port": str(port),
-        }
-        return self.processes.start(
-            name,
-            [sys.executable, *self.server, *(word for pair in options.items() for word in pair)],
-            ready=f"http://{LOOPBACK}:{port}/v2/models/{self._settings.model_name}/ready",
-            ports={"http": port},
-            environment={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            temporary=temporary,
-            keep_signal=KEEP_SIGNAL,
-        )
-
-    def serve_champion(self) -> Routing:
-        """Let the registry's champion answer everybody, and stop all other predictors.
-
-        Raises:
-            EvergreenError: It cannot be served; what served before goes on.
-        """
-        if self.gateway.process is None:  # told before ten seconds go into starting the predictor
-            require_free(self._settings.gateway_port, gateway.NAME, GATEWAY_SETTING)
-        champion = self._registry.aliases().get("champion")
-        routing = Routing()
-        if champion:
-            process = self.predictor(champion, temporary=False)
-            self.processes.wait(process)
-            routing = Routing(champion=backend(process))
-        self.gateway.start(routing, self._settings.gateway_port, GATEWAY_SETTING)
-        self.stop_predictors(keep=champion or "")
-        return routing
-
-    def stop_predictors(self, keep: str = "") -> None:
-        """Stop all predictors but one version's."""
-        for process in self.processes.running():
-            if process.name.startswith(PREDICTOR) and process.name != PREDICTOR + keep:
-                self.processes.stop(process.name)
-
-
-def backend(process: Process) -> Backend:
-    """Where the gateway finds a predictor."""
-    return Backend(process.name.removeprefix(PREDICTOR), process.ports["http"])
+    agreed = registry.agreed()
+    plane.serve(agreed.champion, agreed.previous)
+    return agreed.champion
 
 
 def up(settings: Settings) -> list[dict[str, Any]]:
@@ -144,47 +75,33 @@ def up(settings: Settings) -> list[dict[str, Any]]:
         EvergreenError: A port is in use, and nothing was started; or something does not start.
     """
     with serving_lock(settings):
-        stack = Stack(settings, Registry(settings))
-        before = {p.name for p in stack.processes.running() if not p.parent}
+        registry = Registry(settings)
+        plane = LaptopPlane(settings, registry)
+        before = {p.name for p in plane.processes.running() if not p.parent}
         for name, port, setting in _doors(settings):
             if name not in before:
                 require_free(port, name, setting)
         # All at once: each spends seconds on imports.
         starts = (mlflow_ui, evidently_ui) if _registry_is_here(settings) else (evidently_ui,)
-        interfaces = [start(settings, stack.processes) for start in starts]
-        routing = stack.serve_champion()
+        interfaces = [start(settings, plane.processes) for start in starts]
+        champion = serve_champion(plane, registry)
+        interfaces.append(promoter(settings, plane.processes))
         for process in interfaces:
-            stack.processes.wait(process)
-        note = f"serves v{routing.champion.version}" if routing.champion else "no champion yet"
+            plane.processes.wait(process)
+        hooked = _hook(settings) if _registry_is_here(settings) else ""
+        note = f"serves v{champion}" if champion else "no champion yet"
         urls = {p.name: f"http://{LOOPBACK}:{p.ports['http']}" for p in interfaces}
-        urls[gateway.NAME] = f"{stack.gateway.url}/v2/models/{settings.model_name}"
-        notes = {gateway.NAME: note}
+        urls[gateway.NAME] = f"{plane.gateway.url}/v2/models/{settings.model_name}"
+        notes = {gateway.NAME: note, PROMOTER: hooked}
         return [{"name": n, "url": u, "already": n in before, "note": notes.get(n, "")} for n, u in urls.items()]
 
 
 def down(settings: Settings) -> list[str]:
     """Stop everything that was started for this home; returns the names of what ran."""
+    processes = Processes(settings)
+    promoter = [PROMOTER] if processes.stop(PROMOTER) else []  # first: it would hold the lock through a canary
     with serving_lock(settings):
-        return Processes(settings).stop_all()
-
-
-def rollback(settings: Settings) -> dict[str, Any]:
-    """Make the previous champion champion again, and let it answer at once where `evergreen up` runs.
-
-    Returns:
-        `champion` now, and who it `was`.
-
-    Raises:
-        EvergreenError: There is no previous champion, or it cannot be served.
-    """
-    with serving_lock(settings):
-        registry = Registry(settings)
-        was = registry.aliases().get("champion", "")
-        champion = registry.rollback()
-        stack = Stack(settings, registry)
-        if stack.permanent:
-            stack.serve_champion()
-        return {"champion": champion, "was": was}
+        return promoter + processes.stop_all()
 
 
 def serving_state(settings: Settings) -> dict[str, Any]:
@@ -210,6 +127,18 @@ def serving_state(settings: Settings) -> dict[str, Any]:
     }
 
 
+def promoter_state(settings: Settings) -> str:
+    """Whether the promoter acts, and what keeps it from it; in words."""
+    process = Processes(settings).get(PROMOTER)
+    if process is None:
+        return "does not run (start it with `evergreen up`)"
+    status, text = http_get(process.ready)
+    if status != 200:
+        return "does not answer"
+    told = json.loads(text)
+    return told["problem"] or ("looks after the registry" if told["acting"] else "stands by for another one")
+
+
 def mlflow_ui(settings: Settings, processes: Processes) -> Process:
     """Start MLflow's server with its UI on the home's registry.
 
@@ -229,7 +158,11 @@ def mlflow_ui(settings: Settings, processes: Processes) -> Process:
         ports={"http": port},
         setting=MLFLOW_SETTING,
         # Its job runner would take a gigabyte, for jobs that nobody here starts.
-        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        environment={
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            **webhook.server_environment(settings),
+        },
     )
 
 
@@ -251,11 +184,37 @@ def evidently_ui(settings: Settings, processes: Processes) -> Process:
     )
 
 
+def promoter(settings: Settings, processes: Processes) -> Process:
+    """Start what does people's wishes in the registry.
+
+    Raises:
+        EvergreenError: Its port is in use.
+    """
+    return processes.start(
+        PROMOTER,
+        [sys.executable, "-m", "serving.promoter"],
+        ready=f"http://{LOOPBACK}:{settings.promoter_port}/healthz",
+        ports={"http": settings.promoter_port},
+        setting=PROMOTER_SETTING,
+        environment={"OMP_NUM_THREADS": "1", "EVERGREEN_PROMOTER_PORT": str(settings.promoter_port)},
+    )
+
+
+def _hook(settings: Settings) -> str:
+    """Register the webhook; what kept it from it, in words. The promoter polls all the same."""
+    try:
+        webhook.register(settings, f"http://{LOOPBACK}:{settings.mlflow_port}")
+    except EvergreenError as error:
+        return f"polls only: {error.problem}"
+    return ""
+
+
 def _doors(settings: Settings) -> list[tuple[str, int, str]]:
     """Name, port and setting of everything that a person opens."""
     found = [
         (gateway.NAME, settings.gateway_port, GATEWAY_SETTING),
         (EVIDENTLY, settings.evidently_port, EVIDENTLY_SETTING),
+        (PROMOTER, settings.promoter_port, PROMOTER_SETTING),
     ]
     return found + ([(MLFLOW, settings.mlflow_port, MLFLOW_SETTING)] if _registry_is_here(settings) else [])
 

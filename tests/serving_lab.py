@@ -58,7 +58,7 @@ def small_table(requests: int = 6, candidates: int = 5, seed: int = 0) -> Rankin
 def write_bundle(
     directory: Path, table: RankingTable, seed: int = 0, poisoned_item: str = "", broken: bool = False
 ) -> Path:
-    """A bundle with random weights.
+    """A bundle with random weights, exported as the judge step does. The first one in a process takes seconds.
 
     Args:
         directory: Where it goes.
@@ -72,8 +72,10 @@ def write_bundle(
     from engagement.table import hash_id
     from model import config
     from model.bundle import Bundle
+    from model.export import export
     from model.hashing import rows_of
     from model.ranker import Ranker
+    from model.served import SERVED
 
     torch.manual_seed(seed)
     recipe = config.debug()
@@ -87,7 +89,7 @@ def write_bundle(
     if broken:
         weights["heads.bias"] = torch.full_like(weights["heads.bias"], float("nan"))
     time = datetime(2024, 1, 1, tzinfo=UTC)
-    Bundle(
+    bundle = Bundle(
         spec=table.spec,
         recipe=recipe,
         weights=weights,
@@ -101,7 +103,9 @@ def write_bundle(
         train_rows=table.rows,
         updates=0,
         code="test",
-    ).save(directory)
+    )
+    bundle.save(directory)
+    export(bundle, table, directory / SERVED)
     return directory
 
 
@@ -121,7 +125,8 @@ def feed_home(root: Path) -> Feed:
     from feature_repo.repo import FeatureRepo
     from tests.synth import START, write_contract_dir
 
-    settings = Settings(home=root / "home", gateway_port=_port(), mlflow_port=_port(), evidently_port=_port())
+    ports = {f"{name}_port": _port() for name in ("gateway", "mlflow", "evidently", "promoter")}
+    settings = Settings(home=root / "home", **ports)
     store = EngagementStore(settings.data)
     store.append(contract_dir.read(write_contract_dir(root / "feed", users=30, items=60, days=8)))
     as_of = START + timedelta(days=8)
@@ -167,6 +172,7 @@ class Backend:
                 self.rfile.read(int(self.headers.get("content-length", 0)))
                 body = json.dumps({"version": version}).encode()
                 head = f"HTTP/1.1 {owner.status} X\r\ncontent-length: {len(body)}\r\nx-model-version: {version}\r\n\r\n"
+                owner.heard = {name.lower(): value for name, value in self.headers.items()}
                 owner.served += 1  # before the answer: a test may look as soon as it has it
                 self.wfile.write(head.encode() + body)
 
@@ -180,6 +186,7 @@ class Backend:
 
         owner = self
         self.version, self.port, self.served, self.status = version, free_port(), 0, 200
+        self.heard: dict[str, str] = {}
         self.connections: list[socket.socket] = []
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True

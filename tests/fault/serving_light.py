@@ -12,6 +12,7 @@ import http.server
 import json
 import signal
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -38,14 +39,27 @@ class LightScorer:
         return np.array([scores(i, self._version) for i in request.item_ids], np.float32)
 
 
-def light_stack(settings, registry):
-    """The real stack with light predictors."""
-    from serving.stack import Stack
+def light_plane(settings, registry):
+    """The real plane with light predictors."""
+    from serving.laptop_plane import LaptopPlane
 
-    class LightStack(Stack):
+    class LightPlane(LaptopPlane):
         server = (str(Path(__file__).resolve()),)
 
-    return LightStack(settings, registry)
+    return LightPlane(settings, registry)
+
+
+def no_features(settings) -> None:
+    """The light model needs none."""
+
+
+def light_rollout(settings, registry, traffic=None):
+    """A rollout on it, with the light truth."""
+    from serving.replay import ReplayTraffic
+    from serving.rollout import Rollout
+
+    make = traffic or (lambda *known: ReplayTraffic(*known, no_features, LightScorer))
+    return Rollout(settings, registry, light_plane(settings, registry), make)
 
 
 def main() -> None:
@@ -70,6 +84,7 @@ def main() -> None:
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             items = next(i["data"] for i in body["inputs"] if i["name"] == "item_id")
+            time.sleep(behaviour.get("hangs", 0))
             if behaviour.get("fails"):
                 self._send(500, {"error": behaviour["fails"]})
                 return

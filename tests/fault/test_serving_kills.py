@@ -5,189 +5,30 @@ Each run is a process of its own, forked from a server that has done the imports
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
-import traceback
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evergreen.settings import Settings
+from tests.fault.kills_lab import (
+    VERSION,
+    child,
+    finish,
+    in_child,
+    look,
+    make_home,
+    open_home,
+    requests,
+    roll,
+    stop,
+)
+from tests.fault.serving_light import light_rollout
 from tests.serving_lab import left_over
-
-BEHAVIOURS = {
-    "1": {},
-    "2": {},
-    "fails": {"fails": "model yields non-finite scores"},
-    "lies": {"answers_as": "other"},
-    "constant": {"constant": True},
-    "forgets": {"drops_last": True},
-    "dead": {"refuses_to_start": True},
-}
-VERSION = {name: str(i + 1) for i, name in enumerate(BEHAVIOURS)}
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "serving.rollout", __name__])
-
-
-def requests() -> list:
-    from serving.rollout import ReplayRequest
-
-    at = datetime(2024, 1, 1, tzinfo=UTC)
-    items = [tuple(f"i{(r * 7 + c) % 50}" for c in range(5)) for r in range(20)]
-    return [ReplayRequest(f"r{i}", f"u{i % 12}", row, {}, at) for i, row in enumerate(items)]
-
-
-def in_child(work: Any, *arguments: Any) -> tuple[int, Any]:
-    """Run a function in a fresh process: its exit code, and what it returned or how it failed."""
-    here, there = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_work, args=(there, work, *arguments))
-    process.start()
-    there.close()
-    try:
-        result = here.recv()
-    except EOFError:
-        result = None
-    process.join(60)
-    assert process.exitcode is not None
-    return process.exitcode, result
-
-
-def _work(pipe: Any, work: Any, *arguments: Any) -> None:
-    try:
-        pipe.send(work(*arguments))
-    except BaseException:
-        pipe.send(traceback.format_exc())
-        sys.exit(1)
-
-
-def child(work: Any, *arguments: Any) -> Any:
-    code, result = in_child(work, *arguments)
-    assert code == 0, result
-    return result
-
-
-# --- what runs in children ---------------------------------------------------------------------------------------
-
-
-def make_home(home: Path) -> None:
-    """A registry with all versions, the first one champion."""
-    from serving import mlflow_runs
-    from serving.registry import Registry
-
-    mlflow_runs._signature = lambda bundle: None  # it would read a bundle, which these are not
-    registry = Registry(Settings(home=home))
-    for name, behaviour in BEHAVIOURS.items():
-        directory = home / "made" / name
-        directory.mkdir(parents=True)
-        (directory / "behaviour.json").write_text(json.dumps(behaviour))
-        assert registry.register(directory, f"key-{name}") == VERSION[name]
-    registry.promote("1")
-
-
-def roll(home: Path, version: str, permanent: bool = False, die_at: int = 0, again: bool = False) -> dict:
-    """One rollout, in a process that kills itself before its `die_at`-th transition (0: never)."""
-    from serving.registry import Registry
-    from serving.rollout import Rollout
-    from tests.fault.serving_light import LightScorer, light_stack
-
-    settings = Settings(home=home)
-    registry = Registry(settings)
-    stack = light_stack(settings, registry)
-    if permanent and not stack.permanent:
-        settings = settings.model_copy(update={"gateway_port": _free()})
-        stack = light_stack(settings, registry)
-        stack.serve_champion()
-    elif stack.permanent:
-        settings = settings.model_copy(update={"gateway_port": stack.gateway.process.ports["http"]})
-        stack = light_stack(settings, registry)
-    points = count_transitions(die_at)
-    result = Rollout(settings, registry, stack, no_features, LightScorer).run(version, requests(), again=again)
-    return {**json.loads(result.to_json()), "points": len(points), "names": points}
-
-
-def no_features(settings: Settings) -> None:
-    """The light model needs none."""
-
-
-def count_transitions(die_at: int) -> list[str]:
-    """Make everything that leaves a trace count itself, and die before the given one."""
-    from serving.gateway import Gateway
-    from serving.processes import Processes
-    from serving.registry import Registry
-    from serving.replay import Client
-    from serving.rollout_state import Journal
-
-    seen: list[str] = []
-    traces = [
-        (Journal, "move"),
-        (Journal, "record"),
-        (Registry, "promote"),
-        (Registry, "reject"),
-        (Registry, "tag"),
-        (Gateway, "_publish_routes"),
-        (Processes, "start"),
-        (Processes, "keep"),
-        (Processes, "stop"),
-        (Client, "replay"),
-    ]
-    for owner, name in traces:
-        real = getattr(owner, name)
-
-        def counted(*args, real=real, label=f"{owner.__name__}.{name}", **kwargs):
-            seen.append(label)
-            if len(seen) == die_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-
-        setattr(owner, name, counted)
-    return seen
-
-
-def look(home: Path) -> dict:
-    """What registry and ledger say."""
-    from serving.registry import Registry
-    from serving.rollout_state import Journal
-
-    registry = Registry(Settings(home=home))
-    ledger = Journal(Settings(home=home).serving).ledger()
-    return {
-        "aliases": registry.aliases(),
-        "tags": {v.version: v.tags.get("rollout", "") for v in registry.versions()},
-        "ends": [line["to"] for line in ledger if line["to"] in ("champion", "rolled_back")],
-    }
-
-
-def finish(home: Path, version: str, permanent: bool) -> dict:
-    """Run the rollout again, tell all there is to tell afterwards, and stop everything."""
-    from serving.stack import serving_state
-
-    result = roll(home, version, permanent)
-    state = serving_state(Settings(home=home))
-    runs = sorted(state["processes"])
-    stop(home)
-    ended = {k: result[k] for k in ("outcome", "serving_version")}
-    return look(home) | ended | {"serves": (state["champion"], state["challenger"]), "runs": runs}
-
-
-def stop(home: Path) -> list[str]:
-    from serving.processes import Processes
-
-    return Processes(Settings(home=home)).stop_all()
-
-
-def _free() -> int:
-    from serving.processes import free_port
-
-    return free_port()
-
-
-# --- tests ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -206,63 +47,124 @@ def home(template, tmp_path):
 
 
 HARMFUL = {
-    "fails": ("errors", "model yields non-finite scores"),
-    "lies": ("wrong", "wrong scores"),
-    "constant": ("wrong", "wrong scores"),
-    "forgets": ("missing", "predictions for 4 of 5 candidates"),
-    "dead": ("", "the model does not load"),
+    "fails": "model yields non-finite scores",
+    "lies": "wrong scores",
+    "constant": "wrong scores",
+    "forgets": "predictions for 4 of 5 candidates",
+    "dead": "the model does not load",
+    "hangs": "timed out",
 }
 
 
 @pytest.mark.parametrize("name", HARMFUL)
-def test_harmful_challenger_comes_back_at_the_first_step_and_the_champion_stays(home, name):
-    version, (_, says) = VERSION[name], HARMFUL[name]
-    result = child(roll, home, version)
+def test_harmful_challenger_comes_back_out_of_the_dark_and_no_user_ever_had_it(home, name):
+    version = VERSION[name]
+    result = child(roll_impatient, home, version)
     assert result["outcome"] == "rolled_back" and result["serving_version"] == "1"
-    assert says in result["reason"]
-    assert [s["percent"] for s in result["steps"]] == ([] if name == "dead" else [10])
+    assert HARMFUL[name] in result["reason"]
+    assert [(s["percent"], s["requests"]) for s in result["steps"]] == ([] if name == "dead" else [(0, 0)])
     seen = child(look, home)
     assert seen["aliases"] == {"champion": "1"}
     assert seen["tags"][version] == f"rolled_back: {result['reason']}"
     assert left_over(home) == []
 
 
-def test_challenger_killed_in_mid_canary_comes_back_and_its_users_are_answered(home):
+def roll_impatient(home: Path, version: str) -> dict:
+    """A rollout by a client who calls half a second slow."""
+    from serving import client, replay
+
+    client.SLOW = replay.SLOW = 0.5
+    return roll(home, version)
+
+
+def test_challenger_killed_at_half_comes_back_and_its_users_are_answered(home):
     result = child(roll_and_kill, home, "2")
-    assert (
-        result["outcome"] == "rolled_back" and "no answer" in result["reason"] and "v1 stepped in" in result["reason"]
-    )
-    assert [(s["percent"], s["verdict"]) for s in result["steps"]] == [(10, "pass"), (50, "fail")]
+    assert result["outcome"] == "rolled_back" and "no answer" in result["reason"]
+    assert [(s["percent"], s["verdict"]) for s in result["steps"]][:4] == [
+        *((p, "pass") for p in (0, 1, 10)),
+        (50, "fail"),
+    ]
     assert result["statuses"] == [200]
     assert child(look, home)["aliases"] == {"champion": "1"}
     assert left_over(home) == []
 
 
 def roll_and_kill(home: Path, version: str) -> dict:
-    """A rollout whose challenger is killed at 50 %; with the statuses that clients got."""
+    """A rollout whose challenger is killed at 50 %; with the statuses that users got."""
+    from serving.client import Client
     from serving.processes import Processes
-    from serving.registry import Registry
-    from serving.replay import Client
-    from serving.rollout import Rollout
-    from tests.fault.serving_light import LightScorer, light_stack
 
-    settings, statuses, real = Settings(home=home), set(), Client.replay
+    settings, registry = open_home(home)
+    statuses, real = set(), Client.ask
 
-    def remember(client, *arguments):
-        answers = real(client, *arguments)
-        statuses.update(a.status for a in answers)
-        return answers
+    def remember(client, call):
+        answer = real(client, call)
+        if call.headers["x-purpose"] == "replay":
+            statuses.add(answer.status)
+        return answer
 
     def kill(line: str) -> None:
-        if "at 50 %: replaying" in line:
+        if "at 50 %: gathering" in line:
             os.kill(Processes(settings).get(f"predictor-{version}").pid, signal.SIGKILL)
 
-    Client.replay = remember
-    registry = Registry(settings)
-    result = Rollout(settings, registry, light_stack(settings, registry), no_features, LightScorer).run(
-        version, requests(), kill
-    )
+    Client.ask = remember
+    result = light_rollout(settings, registry).run(version, requests(), kill)
     return {**json.loads(result.to_json()), "statuses": sorted(statuses)}
+
+
+STAGES = (0, 1, 10, 50, 100)
+
+
+@pytest.mark.parametrize("at", STAGES)
+def test_challenger_that_is_no_longer_wanted_comes_back_from_any_stage(home, at):
+    result = child(roll_unwanted, home, at)
+    assert (result["outcome"], result["reason"], result["serving_version"]) == (
+        "rolled_back",
+        "no longer wanted",
+        "1",
+    )
+    passed = STAGES[: STAGES.index(at)]
+    assert [(s["percent"], s["verdict"]) for s in result["steps"]] == [*((p, "pass") for p in passed), (at, "stopped")]
+    assert child(look, home)["ends"] == ["rolled_back"] and left_over(home) == []
+
+
+def roll_unwanted(home: Path, at: int) -> dict:
+    settings, registry = open_home(home)
+    seen: list[str] = []
+    result = light_rollout(settings, registry).run(
+        "2",
+        requests(),
+        seen.append,
+        wanted=lambda: (
+            not any("gathering" in line and f" {at} %" in line.replace("in the dark", "at 0 %") for line in seen)
+        ),
+    )
+    return json.loads(result.to_json())
+
+
+def test_challenger_about_which_nothing_is_learnt_comes_back_after_the_last_look(home):
+    result = child(roll_blind, home)
+    assert result["outcome"] == "rolled_back" and result["looks"] == result["steps"][-1]["looks"] > 1
+    assert result["reason"].startswith(f"not shown within {result['looks']} looks: ")
+    assert "0 requests, 5 are needed" in result["reason"]
+    assert [s["percent"] for s in result["steps"]] == [0, 1, 10] and result["steps"][-1]["verdict"] == "fail"
+
+
+def roll_blind(home: Path) -> dict:
+    """A rollout in which nobody looks from 10 % on."""
+    from serving.evidence import Evidence
+    from serving.judge import laptop
+    from serving.replay import ReplayTraffic
+    from serving.traffic import Portion
+    from tests.fault.serving_light import LightScorer, no_features
+
+    class Blind(ReplayTraffic):
+        def look(self, stage, mark):
+            return super().look(stage, mark) if stage.percent < 10 else Portion(Evidence(stage.percent), mark)
+
+    settings, registry = open_home(home)
+    rollout = light_rollout(settings, registry, lambda *known: Blind(*known, no_features, LightScorer))
+    return {**json.loads(rollout.run("2", requests()).to_json()), "looks": laptop().looks}
 
 
 def test_rolled_back_version_is_not_tried_again_unless_asked(home):
@@ -276,7 +178,7 @@ def test_rolled_back_version_is_not_tried_again_unless_asked(home):
 
 def test_champion_is_rolled_out_once(home):
     first = child(roll, home, "2")
-    assert [(s["percent"], s["verdict"]) for s in first["steps"]] == [(10, "pass"), (50, "pass"), (100, "pass")]
+    assert [(s["percent"], s["verdict"]) for s in first["steps"]] == [(p, "pass") for p in STAGES]
     again = child(roll, home, "2")
     assert again["outcome"] == "champion" and again["steps"] == first["steps"]
     assert child(look, home) == {
@@ -295,7 +197,7 @@ def test_version_that_was_rolled_back_by_hand_is_not_promoted_by_the_same_run_ag
 
 
 def rollback(home: Path) -> dict:
-    from serving.stack import rollback as back
+    from serving.rollback import rollback as back
 
     return back(Settings(home=home))
 
@@ -330,16 +232,16 @@ def test_missing_features_are_nobodys_fault_and_decide_nothing(home):
 
 def roll_without_features(home: Path, version: str) -> None:
     from engagement.errors import EvergreenError
-    from serving.registry import Registry
-    from serving.rollout import Rollout
-    from tests.fault.serving_light import LightScorer, light_stack
+    from serving.replay import ReplayTraffic
+    from tests.fault.serving_light import LightScorer
 
     def nothing(settings):
         raise EvergreenError("no features were materialised")
 
-    settings = Settings(home=home)
-    registry = Registry(settings)
-    Rollout(settings, registry, light_stack(settings, registry), nothing, LightScorer).run(version, requests())
+    settings, registry = open_home(home)
+    light_rollout(settings, registry, lambda *known: ReplayTraffic(*known, nothing, LightScorer)).run(
+        version, requests()
+    )
 
 
 def test_two_rollouts_at_once_are_refused(home):
@@ -352,6 +254,42 @@ def test_two_rollouts_at_once_are_refused(home):
     assert child(look, home)["aliases"]["champion"] == "1"
 
 
+@pytest.mark.parametrize("at", ["in the dark", "at 50 %"])
+def test_controller_whose_rollout_was_taken_up_by_another_stops_and_touches_nothing(home, at):
+    """The lock cannot be trusted where two machines share a home; the fencing number then tells them apart."""
+    before, after, said = child(roll_and_be_overtaken, home, at)
+    assert said == "another controller has taken up the rollout of version 2. This one has touched nothing since."
+    assert before == after
+
+
+def roll_and_be_overtaken(home: Path, at: str) -> tuple[Any, Any, str]:
+    """What was there when another controller took over, what is there in the end, and the error."""
+    from engagement.errors import EvergreenError
+    from serving.gateway import Gateway
+    from serving.processes import Processes
+    from serving.rollout_state import Journal
+
+    settings, registry = open_home(home, permanent=True)
+    seen: list[Any] = []
+
+    def snapshot() -> tuple:
+        journal, processes = Journal(settings.serving), Processes(settings)
+        runs = sorted(p.name for p in processes.running())
+        return journal.load(), journal.transitions(), registry.aliases(), Gateway(settings, processes).routing, runs
+
+    def overtake(line: str) -> None:
+        if f"{at}: gathering" in line:
+            journal = Journal(settings.serving)
+            journal.take_up(journal.load())
+            seen.append(snapshot())
+
+    try:
+        light_rollout(settings, registry).run("2", requests(), overtake)
+    except EvergreenError as error:
+        return repr(seen[0]), repr(snapshot()), str(error)
+    return None, None, "went on"
+
+
 def test_rollout_without_requests_or_of_an_unknown_version_is_refused(home):
     for version, says in (("2", "no requests to replay"), ("99", "version 99 is not registered")):
         code, said = in_child(roll_nothing, home, version)
@@ -360,20 +298,18 @@ def test_rollout_without_requests_or_of_an_unknown_version_is_refused(home):
 
 
 def roll_nothing(home: Path, version: str) -> None:
-    from serving.registry import Registry
-    from serving.rollout import Rollout
-
-    settings = Settings(home=home)
-    Rollout(settings, Registry(settings)).run(version, [])
+    light_rollout(*open_home(home)).run(version, [])
 
 
 # Traces that last: state, ledger, registry, routing. In the temporary case all else dies with the rollout, and what
 # is left to differ is small; a sample of its points will do.
 LASTING = ("Journal.", "Registry.", "Gateway.", "Processes.keep")
+# The same lines at every stage, between two transitions that are all tried: the first stages' will do.
+ALIKE = ("Journal.save", "Gateway._publish_routes")
 # Up to the end of the first replay a harmful rollout leaves the traces of a good one: it is killed only after that.
 SCHEDULES = {
     "good-under-up": ("2", True, "", 1),
-    "harmful-under-up": (VERSION["lies"], True, "Client.replay", 1),
+    "harmful-under-up": (VERSION["lies"], True, "ReplayTraffic.look", 1),
     "good-alone": ("2", False, "", 5),
 }
 
@@ -388,9 +324,14 @@ def test_rollout_killed_before_any_transition_ends_as_if_never_killed(template, 
     wanted = child(finish, whole, version, permanent)
     champion = wanted["aliases"]["champion"]
     assert wanted["serves"] == ((champion, "") if permanent else ("", ""))
-    assert wanted["runs"] == (["gateway", f"predictor-{champion}"] if permanent else [])
+    warm = sorted({f"predictor-{champion}", "predictor-1"})  # the champion before stands by
+    assert wanted["runs"] == (["gateway", *warm] if permanent else [])
     first = names.index(after) + 1 if after else 0
-    points = [i + 1 for i, name in enumerate(names) if i >= first and name.startswith(LASTING)][::stride]
+    points = [
+        i + 1
+        for i, name in enumerate(names)
+        if i >= first and name.startswith(LASTING) and (name not in ALIKE or names[:i].count(name) < 3)
+    ][::stride]
 
     def killed_at(point: int) -> str:
         home = tmp_path / f"killed-{point}"

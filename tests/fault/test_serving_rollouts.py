@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,16 +18,18 @@ import pytest
 
 from engagement.errors import EvergreenError
 from evergreen.settings import TELEMETRY_OFF
-from serving.buckets import bucket
+from serving.laptop_plane import PREDICTOR, LaptopPlane
+from serving.plane import Serving
 from serving.processes import Processes, free_port, http_get
 from serving.protocol import MAX_CANDIDATES, RankRequest, from_json, to_json
 from serving.registry import Registry
 from serving.rollout import Rollout
 from serving.rollout_state import Journal
-from serving.stack import PREDICTOR, down, serving_state, up
+from serving.stack import down, serving_state, up
+from serving.traffic import Asked
+from tests.fault.rollouts_lab import PATH, Crowd, post, predictor
 from tests.serving_lab import Feed, feed_home, left_over, replay_requests, write_bundle
 
-PATH = "/v2/models/homefeed-ranker/infer"
 pytestmark = pytest.mark.slow
 
 
@@ -59,60 +60,23 @@ def running(feed, registry):
     if registry.champion() is None:
         registry.promote("1")
     started = up(feed.settings)
+    Processes(feed.settings).stop("promoter")
     yield {s["name"]: s for s in started}
     down(feed.settings)
 
 
-def post(port: int, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, dict, dict]:
-    """Status, JSON and headers of one call."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("POST", PATH, body, {"content-type": "application/json"} | (headers or {}))
-    response = connection.getresponse()
-    data, found = response.read(), dict(response.getheaders())
-    connection.close()
-    return response.status, json.loads(data) if data else {}, found
-
-
-def predictor(feed: Feed, version: str):
-    return Processes(feed.settings).get(PREDICTOR + version)
-
-
-class Crowd:
-    """A client that asks all the time, as different users, and remembers what went wrong."""
-
-    def __init__(self, feed: Feed, requests: list[RankRequest]) -> None:
-        self.port = Processes(feed.settings).get("gateway").ports["http"]
-        self.requests, self.failures, self.asked = requests, [], 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-
-    def __enter__(self) -> "Crowd":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _ask(self) -> None:
-        while not self._stop.wait(0.1):
-            request = self.requests[self.asked % (len(self.requests) - 1)]
-            self.asked += 1
-            try:
-                header = {"x-bucket": str(bucket(request.user_id, str(self.asked)))}
-                status, body, _ = post(self.port, json.dumps(to_json(request)).encode(), header)
-                if status != 200 or body["id"] != request.request_id:
-                    self.failures.append((status, body))
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                self.failures.append(repr(error))
+def asked(requests: list[RankRequest]) -> list[Asked]:
+    """As a rollout gets them; of every other one it is known what was saved."""
+    return [Asked(r, frozenset(r.item_ids[:1]) if i % 2 else None) for i, r in enumerate(requests)]
 
 
 def test_first_model_goes_live_alone_and_leaves_nothing_running(feed, registry, requests):
     said: list[str] = []
-    result = Rollout(feed.settings, registry).run("1", requests, said.append)
+    result = Rollout(feed.settings, registry).run("1", asked(requests), said.append)
     assert (result.outcome, result.serving_version) == ("champion", "1"), result.reason
-    assert [(s.percent, s.verdict, s.errors) for s in result.steps] == [(100, "pass", 0)]
-    assert result.steps[0].answered == result.steps[0].requests == 60
+    assert [(s["percent"], s["verdict"], s["errors"]) for s in result.steps] == [(0, "pass", 0), (100, "pass", 0)]
+    dark, full = result.steps
+    assert dark["answered"] == dark["pairs"] == 60 and full["answered"] == full["requests"] == 60
     assert registry.aliases()["champion"] == "1" and "previous" not in registry.aliases()
     assert any("100 %" in line for line in said)
     assert left_over(feed.settings.root) == []
@@ -129,9 +93,29 @@ def test_up_serves_the_champion_and_both_uis_on_loopback(feed, running):
         assert listening and set(listening) == {"127.0.0.1"}, process.name
 
 
+def test_wish_in_mlflow_is_heard_through_its_webhook_and_refused_without_evidence(feed, registry, running):
+    from mlflow import MlflowClient
+
+    up(feed.settings)  # with the promoter, which `running` has stopped: it would finish what tests leave half done
+    try:
+        url = running["mlflow"]["url"]
+        MlflowClient(url, url).set_registered_model_alias("homefeed-ranker", "candidate", "5")
+        deadline = time.monotonic() + 60
+        while registry.aliases().get("candidate") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert registry.get("5").tags["promotion"] == "refused: the gate said nothing"
+        assert registry.aliases()["champion"] == "1"
+        counted = http_get(f"http://127.0.0.1:{feed.settings.promoter_port}/metrics")[1]
+        assert 'evergreen_webhooks_total{outcome="accepted"} ' in counted
+        assert 'evergreen_promotions_total{outcome="refused"} 1.0' in counted
+    finally:
+        Processes(feed.settings).stop("promoter")
+
+
 def test_up_again_leaves_everything_alone(feed, running):
     before = {p.name: p.pid for p in Processes(feed.settings).running()}
-    assert all(s["already"] for s in up(feed.settings))
+    assert {s["name"] for s in up(feed.settings) if not s["already"]} == {"promoter"}
+    Processes(feed.settings).stop("promoter")
     assert {p.name: p.pid for p in Processes(feed.settings).running()} == before
 
 
@@ -258,9 +242,9 @@ def test_challenger_with_a_nan_for_one_item_comes_back_and_no_user_sees_an_error
     showing = [r for r in requests if poisoned in r.item_ids]
     window = (showing * 60)[:30] + requests[:30]
     with Crowd(feed, requests) as crowd:
-        result = Rollout(feed.settings, registry).run("3", window)
+        result = Rollout(feed.settings, registry).run("3", asked(window))
     assert result.outcome == "rolled_back" and "model yields non-finite scores" in result.reason
-    assert "v1 stepped in" in result.reason  # the users of the canary were answered all the same
+    assert [s["percent"] for s in result.steps] == [0]  # no user ever had it
     assert registry.aliases()["champion"] == "1"
     assert registry.get("3").tags["rollout"].startswith("rolled_back: ")
     assert serving_state(feed.settings)["summary"] == "v1 100 %" and predictor(feed, "3") is None
@@ -271,31 +255,53 @@ def test_good_challenger_takes_over_with_its_own_process_and_no_user_sees_an_err
     seen: list[int] = []
 
     def look(line: str) -> None:
-        if "at 100 %: replaying" in line:
+        if "at 100 %: gathering" in line:
             seen.append(predictor(feed, "2").pid)
 
     with Crowd(feed, requests) as crowd:
-        result = Rollout(feed.settings, registry).run("2", requests, look)
+        result = Rollout(feed.settings, registry).run("2", asked(requests), look)
         time.sleep(0.3)
     assert result.outcome == "champion", result.reason
-    assert [(s.percent, s.verdict, s.errors) for s in result.steps] == [(p, "pass", 0) for p in (10, 50, 100)]
+    stages = [(s["percent"], s["verdict"], s["errors"]) for s in result.steps]
+    assert stages == [(p, "pass", 0) for p in (0, 1, 10, 50, 100)]
     assert registry.aliases()["champion"] == "2" and registry.aliases()["previous"] == "1"
     process = predictor(feed, "2")
     assert [process.pid] == seen and process.parent == 0
-    assert predictor(feed, "1") is None and serving_state(feed.settings)["summary"] == "v2 100 %"
+    assert predictor(feed, "1") is not None and serving_state(feed.settings)["summary"] == "v2 100 %"
+    unpacked = {d.name for d in (feed.settings.serving / "models").iterdir()}
+    assert unpacked == {"1", "2"}  # the champion's, and that of the one that stands by
     assert crowd.asked > 20 and crowd.failures == []
+
+
+def test_way_back_to_the_standby_is_a_change_of_routes_without_the_registry(feed, registry, running, requests):
+    """And while the champion is dead, the standby answers by itself."""
+    away = feed.settings.model_copy(update={"mlflow_tracking_uri": "http://127.0.0.1:1"})
+    plane = LaptopPlane(away, Registry(away))
+    with Crowd(feed, requests) as crowd:
+        for champion, standby in (("1", "2"), ("2", "1")):
+            plane.settle(champion, standby)
+            assert serving_state(feed.settings)["summary"] == f"v{champion} 100 %"
+        psutil.Process(predictor(feed, "2").pid).kill()
+        time.sleep(0.5)
+        plane = LaptopPlane(feed.settings, registry)
+        assert plane.serving() == Serving()  # not version 2: so the promoter starts it again
+        plane.settle("2", "1")  # as whoever watches does when the champion died
+        time.sleep(0.3)
+    assert predictor(feed, "2").alive and crowd.asked > 5 and crowd.failures == []
 
 
 DRIVER = """
 import pickle, sys
 from evergreen.settings import Settings
 from serving.registry import Registry
-from serving.rollout import ReplayRequest, Rollout
+from serving.protocol import RankRequest
+from serving.rollout import Rollout
+from serving.traffic import Asked
 import json, datetime
 settings = Settings(**json.loads(sys.argv[1]))
 rows = json.load(open(sys.argv[2]))
 at = datetime.datetime.fromisoformat(sys.argv[3])
-requests = [ReplayRequest(r[0], r[1], tuple(r[2]), {}, at) for r in rows]
+requests = [Asked(RankRequest(r[0], r[1], tuple(r[2]), {}, at)) for r in rows]
 Rollout(settings, Registry(settings)).run("6", requests, lambda line: print(line, flush=True))
 """.replace("import pickle, sys", "import sys")
 
@@ -307,20 +313,22 @@ def test_rollout_killed_at_half_is_finished_by_the_next_and_promoted_once(feed, 
     command = [sys.executable, "-c", DRIVER, json.dumps(settings), str(rows), feed.as_of.isoformat()]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | TELEMETRY_OFF)
     with Crowd(feed, requests) as crowd:
-        assert any("at 50 %: replaying" in line for line in driver.stdout)
+        assert any("at 50 %: gathering" in line for line in driver.stdout)
         challenger = predictor(feed, "6")
         driver.kill()
         driver.wait()
         time.sleep(0.5)
         assert not challenger.alive  # nobody watches any more: the champion has all users
         assert registry.aliases()["champion"] == "2"
-        result = Rollout(feed.settings, registry).run("6", requests)
+        result = Rollout(feed.settings, registry).run("6", asked(requests))
     assert result.outcome == "champion", result.reason
-    assert [s.percent for s in result.steps] == [10, 50, 100]  # the step passed before the kill was not repeated
-    ends = [line["version"] for line in Journal(feed.settings.serving).ledger() if line["to"] == "champion"]
+    # What had passed before the kill was not repeated.
+    assert [(s["percent"], s["looks"]) for s in result.steps] == [(p, 1) for p in (0, 1, 10, 50, 100)]
+    ends = [line["version"] for line in Journal(feed.settings.serving).transitions() if line["to"] == "champion"]
     assert ends == ["1", "2", "6"]
     assert registry.aliases()["champion"] == "6" and registry.aliases()["previous"] == "2"
-    assert sorted(serving_state(feed.settings)["processes"]) == ["evidently", "gateway", "mlflow", PREDICTOR + "6"]
+    names = ["evidently", "gateway", "mlflow", PREDICTOR + "2", PREDICTOR + "6"]
+    assert sorted(serving_state(feed.settings)["processes"]) == names
     assert crowd.failures == []
 
 
@@ -333,7 +341,7 @@ def test_corrupted_bundle_is_never_served(feed, registry, running, requests):
             data[-1] ^= 1
             copy.write_bytes(data)
     (stored / "model.safetensors").write_bytes(data)
-    result = Rollout(feed.settings, registry).run("5", requests, again=True)
+    result = Rollout(feed.settings, registry).run("5", asked(requests), again=True)
     assert result.outcome == "rolled_back" and "are not those that were registered" in result.reason
     assert result.steps == () and registry.aliases()["champion"] == "6"
 
@@ -359,7 +367,7 @@ def test_taken_port_is_told_with_its_setting_before_anything_starts(feed, runnin
 def test_down_stops_exactly_what_up_started(feed, running):
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        assert sorted(down(feed.settings)) == ["evidently", "gateway", "mlflow", PREDICTOR + "6"]
+        assert sorted(down(feed.settings)) == ["evidently", "gateway", "mlflow", PREDICTOR + "2", PREDICTOR + "6"]
         assert left_over(feed.settings.root) == [] and bystander.poll() is None
         assert down(feed.settings) == []
         assert "does not run" in serving_state(feed.settings)["summary"]

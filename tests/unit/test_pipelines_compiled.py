@@ -81,6 +81,16 @@ def test_every_step_has_limits_retries_timeout_home_and_secret(compiled):
             assert {e["envVar"] for e in kubernetes["configMapAsEnv"][0]["keyToEnv"]} >= {"EVERGREEN_HOME"}
 
 
+def test_only_the_registering_step_gets_the_private_key(compiled):
+    signing = []
+    for docs in compiled.values():
+        for step, (_, kubernetes) in _executors(docs).items():
+            mounted = {s["secretName"]: s["mountPath"] for s in kubernetes["secretAsVolume"]}
+            assert mounted.pop("evergreen-verifying-key") == "/etc/evergreen/keys", step
+            signing += [step] if mounted else []
+    assert {s.removeprefix("exec-").rstrip("-0123456789") for s in signing} == {"register-model"}
+
+
 def test_training_and_judging_ask_for_a_gpu_and_nothing_else_does(compiled):
     for step, (container, kubernetes) in _executors(compiled["retrain"]).items():
         base = step.rstrip("-0123456789")

@@ -1,5 +1,7 @@
 """Sticky users: the bucket is fixed, shares are met, and nobody leaves the canary as it widens."""
 
+import pytest
+
 from serving.buckets import BUCKETS, bucket, choose_salt, in_canary, threshold
 
 USERS = [f"user-{i}" for i in range(20_000)]
@@ -33,15 +35,30 @@ def test_buckets_and_threshold_share_one_scale():
     assert all(0 <= bucket(u, "x") < BUCKETS for u in USERS[:1000])
 
 
-def test_salt_gives_every_step_its_share_of_the_requests():
-    windows = [(10, USERS[:60]), (50, USERS[60:120]), (100, USERS[120:180])]
-    salt = choose_salt("7", windows, enough=5)
-    hits = [sum(in_canary(u, salt, p) for u in users) for p, users in windows]
-    assert 5 <= hits[0] <= 7 and 28 <= hits[1] <= 32 and hits[2] == 60
-    assert salt == choose_salt("7", windows, enough=5)
+def hits(users, salt):
+    return [sum(in_canary(u, salt, p) for u in users) for p in (1, 10, 50)]
 
 
-def test_salt_gives_a_lonely_user_to_the_challenger_rather_than_to_nobody():
-    windows = [(10, ["only"] * 8), (50, ["only"] * 8)]
-    salt = choose_salt("7", windows, enough=5)
-    assert in_canary("only", salt, 10)
+def test_salt_gives_every_stage_its_share_of_the_requests():
+    users = [u for u in USERS[:100] for _ in range(2)]
+    enough = {1: 1, 10: 5, 50: 5}
+    salt = choose_salt("7", users, enough)
+    one, ten, half = hits(users, salt)
+    assert 1 <= one <= 4 and 16 <= ten <= 24 and 94 <= half <= 106
+    assert salt == choose_salt("7", users, enough)
+
+
+@pytest.mark.parametrize("count", [3, 12, 40])
+def test_salt_is_found_that_gives_somebody_to_a_canary_of_one_per_cent_of_few_users(count):
+    users = [USERS[i % count] for i in range(120)]
+    one, ten, half = hits(users, choose_salt("7", users, {1: 1, 10: 5, 50: 5}))
+    assert one >= 1 and ten >= 5 and half >= 5
+
+
+def test_salt_looks_at_counts_and_not_at_who_the_users_are():
+    users = USERS[:50]
+    assert choose_salt("7", users, {10: 5}) == choose_salt("7", users[::-1], {10: 5})
+
+
+def test_first_model_needs_no_salt():
+    assert choose_salt("1", USERS[:10], {}) == "1-0"

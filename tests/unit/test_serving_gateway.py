@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -86,32 +87,112 @@ def test_python_and_proxy_agree_on_every_user_and_nobody_leaves_as_it_widens(gat
         inside = now
 
 
-def test_weight_changes_under_load_drop_no_request(gateway, backends):
-    failures, sent, stop = [], [0], threading.Event()
+class Load:
+    """Three clients that ask all the time as different users, and remember what went wrong."""
 
-    def load() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", gateway.process.ports["http"], timeout=10)
-        while not stop.is_set():
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway, self.failures, self.sent, self._stop = gateway, [], 0, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(3)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.process.ports["http"], timeout=10)
+        while not self._stop.is_set():
             try:
-                status, _ = send(gateway, str(sent[0] * 7919 % 10_000), connection=connection)
+                # Every fourth client knows nothing of buckets.
+                header = str(self.sent * 7919 % 10_000) if self.sent % 4 else None
+                status, _ = send(self.gateway, header, connection=connection)
                 if status != 200:
-                    failures.append(status)
+                    self.failures.append(status)
             except (OSError, http.client.HTTPException) as error:
-                failures.append(repr(error))
-                connection = http.client.HTTPConnection("127.0.0.1", gateway.process.ports["http"], timeout=10)
-            sent[0] += 1
+                self.failures.append(repr(error))
+                connection.close()
+            self.sent += 1
+        connection.close()
 
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for change in range(50):
-        gateway.apply(routing(backends, change * 37 % 101))
-    gateway.apply(Routing(champion=Backend("2", backends["2"].port)))  # promotion
-    gateway.apply(Routing(champion=Backend("1", backends["1"].port)))  # and back
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert failures == [] and sent[0] > 100
+
+def test_weight_changes_under_load_drop_no_request(gateway, backends):
+    with Load(gateway) as load:
+        for change in range(50):
+            gateway.apply(routing(backends, change * 37 % 101))
+        gateway.apply(Routing(champion=Backend("2", backends["2"].port)))  # promotion
+        gateway.apply(Routing(champion=Backend("1", backends["1"].port)))  # and back
+    assert load.failures == [] and load.sent > 100
+
+
+def test_challenger_that_dies_and_a_rollback_at_half_drop_no_request(gateway, backends):
+    dying = serving_lab.Backend("3")
+    with Load(gateway) as load:
+        gateway.apply(Routing(Backend("1", backends["1"].port), Backend("3", dying.port), 50, "s"))
+        until(lambda: dying.served > 50)
+        dying.stop()
+        seen = load.sent
+        until(lambda: load.sent > seen + 100)
+        gateway.apply(Routing(Backend("1", backends["1"].port)))
+        seen = load.sent
+        until(lambda: load.sent > seen + 100)
+    assert load.failures == []
+
+
+def test_champion_that_dies_and_comes_back_drops_no_request_while_the_one_before_stands_by(gateway, backends):
+    dying = serving_lab.Backend("4")
+    line = Routing(Backend("4", dying.port), standby=Backend("1", backends["1"].port))
+    with Load(gateway) as load:
+        gateway.apply(line)
+        until(lambda: dying.served > 50)
+        before = backends["1"].served
+        dying.stop()
+        until(lambda: backends["1"].served > before + 100)
+        again = serving_lab.Backend("4")
+        gateway.apply(Routing(Backend("4", again.port), standby=line.standby))
+        until(lambda: again.served > 100)
+    again.stop()
+    assert load.failures == []
+
+
+def until(true) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_standby_answers_nobody_while_the_champion_lives(gateway, backends):
+    gateway.apply(Routing(Backend("1", backends["1"].port), standby=Backend("2", backends["2"].port)))
+    assert versions(gateway, "0", "9999", None) == ["1"] * 3
+
+
+def test_headers_that_predictors_read_arrive_as_they_were_sent(gateway, backends):
+    gateway.apply(routing(backends, 10))
+    headers = {"x-bucket": "3", "x-purpose": "replay", "x-priority": "low", "x-deadline-ms": "80"}
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.process.ports["http"], timeout=10)
+    connection.request("POST", PATH, b"x", headers)
+    assert connection.getresponse().getheader("x-model-version") == "2"
+    connection.close()
+    assert headers.items() <= backends["2"].heard.items()
+
+
+@pytest.mark.parametrize("who", ["champion", "challenger"])
+def test_shed_request_is_told_so_and_falls_on_nobody_else(gateway, backends, who):
+    """429 is an answer: were it retried, one version's overload would become the other's."""
+    gateway.apply(Routing(*(Backend(v, backends[v].port) for v in "12"), 50, "s", Backend("2", backends["2"].port)))
+    version, bucket_of_one = ("1", "9999") if who == "champion" else ("2", "0")
+    others = {v: b.served for v, b in backends.items() if v != version}
+    backends[version].status = 429
+    try:
+        assert [send(gateway, bucket_of_one) for _ in range(20)] == [(429, version)] * 20
+    finally:
+        backends[version].status = 200
+    assert {v: b.served for v, b in backends.items() if v != version} == others
 
 
 def test_dead_challengers_users_get_the_champion_and_no_error(gateway, backends):

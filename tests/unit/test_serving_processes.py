@@ -68,6 +68,12 @@ def test_process_is_found_again_by_another_command_and_stopped_by_it(processes, 
     assert gone(process.pid) and other.running() == [] and not list((tmp_path / "run").glob("*.json"))
 
 
+def test_nothing_is_imported_from_the_home_in_which_a_process_starts(processes, tmp_path):
+    (tmp_path / "http").mkdir()
+    (tmp_path / "http" / "__init__.py").write_text("raise SystemExit('imported from the home')")
+    processes.wait(start(processes))
+
+
 def test_starting_the_same_thing_twice_keeps_the_first(processes):
     port = free_port()
     first = start(processes, port=port)

@@ -8,7 +8,12 @@ import pytest
 from engagement.errors import EvergreenError
 from evergreen.settings import Settings
 from serving import mlflow_runs
-from serving.registry import ROLLOUT, DatasetRef, Registry
+from serving.agreement import Order
+from serving.earlier import sign
+from serving.files import SEAL
+from serving.mlflow_runs import DatasetRef
+from serving.promoter_rules import obstacle
+from serving.registry import ROLLOUT, NotRegistered, Registry
 from tests.serving_lab import ACTIONS, small_table, write_bundle
 
 
@@ -50,7 +55,7 @@ def test_registered_version_carries_its_lineage_and_its_evidence(registry, bundl
     assert (version, found.aliases) == ("1", ("challenger",))
     assert found.tags["run_key"] == "key-1" and found.tags["gate"] == "promote"
     assert len(found.tags["bundle_digest"]) == 64
-    with registry._client() as client:
+    with registry.client() as client:
         run = client.get_run(found.run_id)
         assert run.info.status == "FINISHED"
         assert run.data.params == {"strategy": "scratch", "seed": "0", "epochs": "2"}
@@ -68,7 +73,7 @@ def test_same_run_key_again_gives_the_same_version_and_adds_nothing(registry, bu
 
 
 def runs(registry: Registry, key: str) -> list[str]:
-    with registry._client() as client:
+    with registry.client() as client:
         experiment = client.get_experiment_by_name("retrain").experiment_id
         return sorted(r.info.status for r in client.search_runs([experiment], f"tags.run_key = '{key}'"))
 
@@ -102,7 +107,7 @@ def test_registration_killed_anywhere_is_completed(registry, bundles, tmp_path, 
     assert [v.version for v in registry.versions()] == ["1"]
     assert registry.aliases() == {"challenger": "1"}
     assert runs(registry, "key-1") == ["FINISHED"]
-    with registry._client() as client:
+    with registry.client() as client:
         run = registry.get("1").run_id
         assert [m.value for m in client.get_metric_history(run, "hit3_save")] == [0.25]
         models = client.search_logged_models([client.get_run(run).info.experiment_id])
@@ -167,18 +172,25 @@ def test_promotion_killed_between_its_two_aliases_is_completed(registry, bundles
     assert registry.aliases() == {"champion": "2", "previous": "1"}
 
 
+def back(registry: Registry) -> str:
+    """What `evergreen rollback` does to the registry."""
+    champion = registry.agreement.go_back(Order())
+    registry.conform()
+    return champion
+
+
 def test_rollback_goes_to_the_previous_champion_once(registry, bundles):
     for i in range(2):
         registry.register(bundles[i], f"key-{i}")
     registry.promote("1")
     with pytest.raises(EvergreenError, match="no previous champion"):
-        registry.rollback()
+        back(registry)
     registry.promote("2")
-    assert registry.rollback() == "1"
+    assert back(registry) == "1"
     assert registry.aliases() == {"champion": "1"}
     assert registry.get("2").tags[ROLLOUT].startswith("rolled_back")
     with pytest.raises(EvergreenError, match="no previous champion"):
-        registry.rollback()
+        back(registry)
 
 
 def test_rollback_killed_half_way_is_completed(registry, bundles, monkeypatch):
@@ -194,8 +206,8 @@ def test_rollback_killed_half_way_is_completed(registry, bundles, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "delete_registered_model_alias", dying)
         with pytest.raises(Killed):
-            registry.rollback()
-    assert registry.rollback() == "1" and registry.aliases() == {"champion": "1"}
+            back(registry)
+    assert back(registry) == "1" and registry.aliases() == {"champion": "1"}
 
 
 def test_fetched_bundle_is_the_registered_one_and_is_fetched_once(registry, bundles, tmp_path):
@@ -225,6 +237,101 @@ def test_one_flipped_byte_in_the_registry_is_refused(registry, bundles, tmp_path
     assert registry.fetch("1").is_dir()
 
 
+def as_registered_by_the_last_release(registry: Registry, bundle: Path, room: Path) -> None:
+    """Version 1, whose bundle was not exported and not signed."""
+    plain = room / "plain"
+    shutil.copytree(bundle, plain, ignore=shutil.ignore_patterns("served"))
+    registry.register(plain, "key-1", tags={"gate": "promote"})
+    for name in SEAL:
+        next((room / "home" / "mlflow").rglob(name)).unlink()
+
+
+@pytest.fixture
+def with_requests(monkeypatch):
+    """The bundles here need no training, so that no requests travel with them."""
+    monkeypatch.setattr("model.exam.exam_of", lambda bundle: small_table())
+
+
+def test_version_of_an_earlier_release_is_refused_until_it_is_signed_and_exported(
+    registry, bundles, tmp_path, with_requests, monkeypatch
+):
+    from model.served import ServedRanker
+
+    as_registered_by_the_last_release(registry, bundles[0], tmp_path)
+    with pytest.raises(EvergreenError, match="version 1 is not signed. .*`evergreen sign 1`"):
+        registry.fetch("1")
+    settings = Settings(home=tmp_path / "home")
+    log = mlflow_runs.log_files
+
+    def half(client, run, bundle, names):
+        log(client, run, bundle, ["served"])  # and not what is signed
+        raise Killed
+
+    def dying(*args):
+        raise Killed
+
+    for owner, name, kill in ((mlflow_runs, "log_files", half), (Registry, "tag", dying)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(owner, name, kill)
+            sign(settings, "1")
+        with pytest.raises(EvergreenError):
+            registry.fetch("1")
+    for _ in range(2):
+        sign(settings, "1")
+    assert obstacle(registry.get("1").tags | {"gate.x": "pass:"}, registry.evidence("1") | {"gate.x": "pass:"}) == ""
+    assert ServedRanker.load(registry.fetch("1") / "served").spec == small_table().spec
+
+
+def test_changed_version_of_an_earlier_release_is_not_signed(registry, bundles, tmp_path, with_requests):
+    as_registered_by_the_last_release(registry, bundles[0], tmp_path)
+    flip_byte(next((tmp_path / "home" / "mlflow").rglob("model.safetensors")))
+    with pytest.raises(EvergreenError, match="files of version 1 are not those that were registered"):
+        sign(Settings(home=tmp_path / "home"), "1")
+    assert not list((tmp_path / "home" / "mlflow").rglob(SEAL[0]))
+
+
+def delete(registry: Registry, version: str) -> None:
+    with registry.client() as client:
+        client.delete_model_version("homefeed-ranker", version)
+
+
+def test_deleted_version_serves_on_if_it_is_champion_and_no_other_does(registry, bundles):
+    for i in range(2):
+        registry.register(bundles[i], f"key-{i}", tags={"train_end": f"{i}"})
+    for version in ("1", "2"):
+        registry.fetch(version)
+        delete(registry, version) if version == "2" else registry.promote(version)
+    delete(registry, "1")
+    assert registry.evidence("1")["train_end"] == "0"
+    for unknown in ("2", "../models/1"):
+        with pytest.raises(NotRegistered):
+            registry.fetch(unknown)
+    flip_byte(registry.fetch("1") / "model.safetensors")
+    with pytest.raises(EvergreenError, match="signature of version 1 is not valid"):
+        registry.fetch("1")
+
+
+def test_aliases_conform_around_deleted_versions(registry, bundles):
+    for i in range(3):
+        registry.register(bundles[i], f"key-{i}")
+        registry.promote(str(i + 1))
+    registry.agreement.go_back(Order())
+    delete(registry, "3")  # which the rollback was to be told on
+    registry.conform()
+    assert registry.aliases() == {"champion": "2"} and registry.agreement.shown
+    delete(registry, "2")
+    registry.promote("1")
+    assert registry.aliases() == {"champion": "1"} and registry.agreed().previous == "2"
+
+
+def test_signature_by_another_key_is_refused(registry, bundles, tmp_path):
+    registry.register(bundles[0], "key-1")
+    for name in ("signing.pem", "verifying.pem"):
+        (tmp_path / "home" / "keys" / name).unlink()
+    with pytest.raises(EvergreenError, match="signature of version 1 is not valid: Key mismatch"):
+        registry.fetch("1")
+
+
 @pytest.mark.parametrize("damage", ["flip", "extra", "missing"])
 def test_damaged_copy_is_fetched_again(registry, bundles, damage):
     registry.register(bundles[0], "key-1")
@@ -236,7 +343,7 @@ def test_damaged_copy_is_fetched_again(registry, bundles, damage):
     else:
         (directory / "bundle.json").unlink()
     assert registry.fetch("1") == directory
-    assert sorted(p.name for p in directory.iterdir()) == sorted(p.name for p in bundles[0].iterdir())
+    assert {p.name for p in directory.iterdir()} == {p.name for p in bundles[0].iterdir()} | set(SEAL)
     assert (directory / "model.safetensors").read_bytes() == (bundles[0] / "model.safetensors").read_bytes()
 
 
