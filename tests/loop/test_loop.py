@@ -75,7 +75,7 @@ def test_outcome_follows_the_gate(ran):
         else:
             assert result["outcome"] == "champion"
             assert [s["percent"] for s in result["rollout"]["steps"]][-1] == 100
-            assert all(s["errors"] == 0 and s["requests"] > 0 for s in result["rollout"]["steps"])
+            assert all(s["errors"] == 0 and s["requests"] + s["pairs"] > 0 for s in result["rollout"]["steps"])
 
 
 def test_registry_serves_what_the_results_say(home, ran):
