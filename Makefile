@@ -46,13 +46,15 @@ lint: .venv/.dev ## Style, the rooms' order, types
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
-bench: .venv/.dev ## Measure loop, features, ranker, continual learning and gate (6 hours); writes docs/results/
+bench: .venv/.dev ## Measure loop, features, ranker, learning, gate, serving and canary (7 hours); writes docs/results/
 	@$(BIN)/python -m benchmarks.loop
 	@$(BIN)/python -m benchmarks.features
 	@$(BIN)/python -m benchmarks.ranker
 	@$(BIN)/python -m benchmarks.simulate
 	@$(BIN)/python -m benchmarks.continual
 	@$(BIN)/python -m benchmarks.gate
+	@$(BIN)/python -m benchmarks.serving
+	@$(BIN)/python -m benchmarks.canary
 
 clean: ## Remove the environment and the home directory's state
 	rm -rf .venv .evergreen
