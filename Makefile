@@ -31,7 +31,7 @@ run: .venv/.runtime ## Fetch MovieLens 100K and run two consecutive retrain slot
 	@$(BIN)/evergreen retrain $(SLOTS) || [ $$? -eq 3 ]  # 3: held by the gate, which is a good end
 
 test: .venv/.dev ## Run the tests
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 4  # two cores; half of the time tests wait for processes to start and to end
 
 .venv/.spark: .venv/.dev requirements-spark.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements-spark.lock
