@@ -222,7 +222,8 @@ class Registry:
         agreed = self.agreed()
         if agreed.champion != str(version):
             self.agreement.decide(PROMOTED, version, why, self._order, str(version), agreed.champion)
-        self.conform()
+        if not self.agreement.shown:  # once they were shown, an alias that differs is a person's wish, not a leftover
+            self.conform()
 
     def conform(self) -> None:
         """Bring the aliases in line with what is agreed; all of it may be done already."""

@@ -98,9 +98,10 @@ def settled(home: Path, decisions: int) -> dict[str, Any]:
     settings, registry = open_home(home)
     plane, deadline = light_plane(settings, registry), time.monotonic() + PATIENCE
     while True:
+        shown = registry.agreement.shown  # before the aliases: they may be halfway there
         made = registry.agreement.decisions()[BEGINNING:]
         agreed, aliases, serving = registry.agreed(), registry.aliases(), plane.serving()
-        done = "candidate" not in aliases and registry.agreement.shown and not serving.challenger
+        done = "candidate" not in aliases and shown and not serving.challenger
         if (len(made) >= decisions and done and serving.champion == agreed.champion) or time.monotonic() > deadline:
             break
         time.sleep(0.2)
