@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from serving.buckets import BUCKET_HEADER, BUCKETS
-from serving.protocol import BadRequestError, RefusedError
+from serving.protocol import TOO_MANY, BadRequestError, RefusedError
 
 Priority = Literal["high", "normal", "low"]
 Purpose = Literal["live", "replay", "shadow"]
@@ -34,7 +34,9 @@ class ShedError(RefusedError):
 
     def __init__(self, wait: float, over: float, priority: Priority) -> None:
         retry_after = max(1, math.ceil(over))
-        super().__init__(429, f"overloaded: the answer would take {wait * 1000:.0f} ms; try again in {retry_after} s")
+        super().__init__(
+            TOO_MANY, f"overloaded: the answer would take {wait * 1000:.0f} ms; try again in {retry_after} s"
+        )
         self.retry_after, self.priority = retry_after, priority
 
 

@@ -15,15 +15,13 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from serving.protocol import VERSION_HEADER, RankRequest, from_json, to_json
+from serving.protocol import DEGRADED_HEADER, VERSION_HEADER, RankRequest, from_json, to_json
 
 WORKERS = 2  # requests under way at once; more would measure the queue in front of two cores
 TIMEOUT = 15.0  # seconds; above the gateway's own, so that its answer is heard
 SLOW = 4.9  # seconds; just below the gateway's patience with one predictor (`envoy_config.TRY_TIMEOUT`)
 HUNG = 4  # slow answers from one door, after which no more are asked of it
-DEGRADED_HEADER = "x-degraded"
 NOT_ASKED = -1
-TOO_MANY = 429  # "come back later": says how much there is to do, not how a version does it
 
 
 @dataclass(frozen=True)

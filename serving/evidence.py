@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 CHAMPION, CHALLENGER = 0, 1  # columns of everything that is paired
+CONSTANT_RANGE = 1e-7
+"""Constant when the largest and the smallest primary score differ by at most 1e-7 (<= 1e-7)."""
+PROBLEMS = 3  # told of each arm
 
 
 def _none(dtype: type) -> np.ndarray:

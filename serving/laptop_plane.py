@@ -7,7 +7,6 @@ What serves is kept in the gateway's routing on disk; the way back to a standby 
 """
 
 import shutil
-import signal
 import sys
 from dataclasses import replace
 
@@ -16,13 +15,13 @@ from evergreen.settings import LOOPBACK, Settings
 from serving import gateway
 from serving.files import directory_digest
 from serving.gateway import Backend, Gateway, Routing
+from serving.launch import KEEP_SIGNAL
 from serving.plane import Doors, Serving, Unfit
 from serving.processes import Process, Processes, free_port, require_free
 from serving.registry import Registry
 
 PREDICTOR = "predictor-"
 GATEWAY_SETTING = "EVERGREEN_GATEWAY_PORT"
-KEEP_SIGNAL = signal.SIGUSR1  # "outlive your starter", see serving/server.py
 
 
 class LaptopPlane:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 
+KEEP_SIGNAL = signal.SIGUSR1  # "outlive your starter": the rollout that started a challenger made it champion
 PR_SET_PDEATHSIG = 1  # Linux, <sys/prctl.h>; survives exec
 
 

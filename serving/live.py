@@ -17,17 +17,13 @@ from engagement.index import from_us, to_us
 from engagement.served import ANSWER, LIVE, SCORE, files, read, rows_of
 from engagement.table import hash_id, hash_ids
 from serving.buckets import threshold
-from serving.evidence import Arm, Evidence
+from serving.evidence import CONSTANT_RANGE, PROBLEMS, Arm, Evidence
+from serving.protocol import TOO_MANY
 from serving.served_log import live_requests
 from serving.traffic import Asked, Portion, Stage
 
 LAG = timedelta(seconds=60)
 """A file of the log may appear so long after the instant in its name; a look goes back as far for those it missed."""
-CONSTANT_RANGE = 1e-7
-"""Constant when the largest and the smallest primary score differ by at most 1e-7 (<= 1e-7)."""
-PROBLEMS = 3  # told of each arm
-
-_SHED = 429
 
 
 class LiveTraffic:
@@ -130,7 +126,7 @@ def _arm(settled: pl.DataFrame) -> Arm:
 def _problems(settled: pl.DataFrame) -> list[str]:
     found = []
     for row in settled.filter("failed").head(PROBLEMS).to_dicts():
-        how = "was shed" if row["status"] == _SHED else f"has status {row['status']}"
+        how = "was shed" if row["status"] == TOO_MANY else f"has status {row['status']}"
         how = f"was answered by v{row['model_version']}" if row["status"] == 200 else how
         found.append(f"request {row['request_id']} {how}")
     wrong = settled.filter(~pl.col("failed") & (pl.col("broken") | pl.col("disordered")))

@@ -21,13 +21,12 @@ from serving.admission import Admission, LateError, ShedError, Terms
 from serving.batcher import Batcher
 from serving.degrade import Features
 from serving.metrics import Metrics
-from serving.protocol import CONTEXT, Answer, RankRequest, RefusedError, Tensor, parse
+from serving.protocol import CONTEXT, TOO_MANY, Answer, RankRequest, RefusedError, Tensor, parse
 from serving.serving_log import Served
 
 BATCH_ROWS = 1024  # candidates in one run of the model: more of them leave the processor's caches
 FEATURES_SHARE = 0.5  # of the deadline that reading features may take, before the answer does without
 WARM_UP_SECONDS = 10.0  # for the first read of the features
-OVERLOADED = 429
 CLIENT_LEFT = 499  # as nginx counts a caller who hung up before the answer was there
 _log = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class RankerPredictor(Model):
         """Count a request, and log it unless it was the caller's fault."""
         features, scores = ranking.features, ranking.scores_CA
         self._metrics.answered(ranking.status, features.degraded, seconds)
-        if ranking.request is None or 400 <= ranking.status < 500 and ranking.status != OVERLOADED:
+        if ranking.request is None or 400 <= ranking.status < 500 and ranking.status != TOO_MANY:
             return
         self._log(
             Served(

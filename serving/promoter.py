@@ -143,8 +143,8 @@ class Promoter:
         if version == self._agreement.now().champion:
             return "it is champion already"
         try:
-            return obstacle(self._registry.get(version).tags, self._registry.evidence(version))
-        except (NotGenuine, NotRegistered) as error:
+            return unfit(self._registry, version)
+        except NotRegistered as error:
             return error.problem
 
     def _act(self, action: Action) -> None:

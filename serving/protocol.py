@@ -15,7 +15,8 @@ import numpy as np
 
 MAX_CANDIDATES = 1000
 MAX_ID_BYTES = 512
-VERSION_HEADER = "x-model-version"
+VERSION_HEADER, DEGRADED_HEADER = "x-model-version", "x-degraded"
+TOO_MANY = 429  # "come back later": says how much there is to do, not how a version does it
 CONTEXT = "context__"  # prefix of the declared context features, as in feature_repo
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 1, 1, tzinfo=UTC)

@@ -22,11 +22,11 @@ from evergreen.settings import Settings
 from model.metrics import K, first
 from serving.admission import DEADLINE_HEADER, PRIORITY_HEADER, PURPOSE_HEADER
 from serving.buckets import BUCKET_HEADER, bucket, in_canary
-from serving.client import NOT_ASKED, SLOW, TOO_MANY, Answer, Call, Client
-from serving.evidence import CHALLENGER, CHAMPION, Arm, Evidence, Pairs
+from serving.client import NOT_ASKED, SLOW, Answer, Call, Client
+from serving.evidence import CHALLENGER, CHAMPION, CONSTANT_RANGE, PROBLEMS, Arm, Evidence, Pairs
 from serving.plane import Unfit
 from serving.processes import Processes
-from serving.protocol import RankRequest
+from serving.protocol import TOO_MANY, RankRequest
 from serving.registry import Registry
 from serving.scoring import Reader, Scorer, open_features
 from serving.traffic import Asked, Portion, Stage
@@ -38,9 +38,6 @@ LOOK, LOOK_AT = 60, {0: 0, 1: 200}  # requests a look through the gateway; at 1 
 PAIRS, PAIRS_AT = 10, {0: 60}  # requests a look put to both
 SCORE_TOLERANCE = 1e-4
 """Invalid when any score differs from the registered model's by more than 1e-4 (> 1e-4)."""
-CONSTANT_RANGE = 1e-7
-"""Constant when the largest and the smallest primary score differ by at most 1e-7 (<= 1e-7)."""
-PROBLEMS = 3  # told of each arm
 
 
 class ReplayTraffic:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from serving.predictor import RankerPredictor
-from serving.protocol import VERSION_HEADER, Answer, RefusedError
+from serving.protocol import DEGRADED_HEADER, VERSION_HEADER, Answer, RefusedError
 from serving.wire import JSON_LENGTH_HEADER, check_outputs, decode, encode
 
 MAX_BODY = 1 << 20
@@ -23,7 +23,6 @@ DISCARDED = 32 << 20
 answer; the connection of one with more (>) is closed on it."""
 
 TOO_LONG = 413
-DEGRADED_HEADER = "x-degraded"
 MAX_DIGITS = 20  # of a length; whatever was told, the bytes that come are counted
 _INFER = re.compile("/v2/models/([^/]+)/infer")
 

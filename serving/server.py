@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 from engagement.errors import EvergreenError
 from evergreen.settings import LOOPBACK, Settings, get_settings
 from serving.files import directory_digest
-from serving.launch import die_with_parent
+from serving.launch import KEEP_SIGNAL, die_with_parent
 from serving.signing import verify, verifying_key
 
 if TYPE_CHECKING:
     from serving.predictor import RankerPredictor
 
-KEEP_SIGNAL = signal.SIGUSR1  # "outlive your starter": the rollout that started a challenger made it champion
 GRACE = 10  # seconds for requests in flight
 
 
