@@ -110,31 +110,19 @@ class Agreement:
         """
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self._lock):  # one that rests on what was agreed a moment ago would bring that back
-            self._decide(decision, version, why, order, champion, previous, evidence)
-
-    def _decide(
-        self,
-        decision: str,
-        version: str,
-        why: str,
-        order: Order,
-        champion: str | None,
-        previous: str | None,
-        evidence: Mapping[str, Any],
-    ) -> None:
-        now = self.now()
-        line = {
-            "kind": KIND,
-            "decision": decision,
-            "version": str(version),
-            "champion": now.champion if champion is None else champion,
-            "previous": now.previous if previous is None else previous,
-            "was": now.champion,
-            "wish": order.wish,
-            "why": why,
-        }
-        if not self._made(line):
-            self.ledger.append({**line, **({"by": order.by} if order.by else {}), **evidence})
+            now = self.now()
+            line = {
+                "kind": KIND,
+                "decision": decision,
+                "version": str(version),
+                "champion": now.champion if champion is None else champion,
+                "previous": now.previous if previous is None else previous,
+                "was": now.champion,
+                "wish": order.wish,
+                "why": why,
+            }
+            if not self._made(line):
+                self.ledger.append({**line, **({"by": order.by} if order.by else {}), **evidence})
 
     def go_back(self, order: Order) -> str:
         """Commit that the previous champion serves again; one that is not carried out yet is not done twice.

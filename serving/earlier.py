@@ -27,10 +27,7 @@ def sign(settings: Settings, version: str) -> None:
             if directory_digest(got) != registered.tags.get(DIGEST, ""):
                 shutil.rmtree(got / SERVED, ignore_errors=True)  # what a killed call may have left
             if directory_digest(got) != registered.tags.get(DIGEST, ""):
-                raise signing.NotGenuine(
-                    f"the files of version {version} are not those that were registered (digest differs)",
-                    "Do not serve it; register the model again from its run",
-                )
+                raise signing.other_files(version)
             if not (got / SERVED).is_dir():
                 _export(got, got / SERVED)
             signing.seal(got, {**registered.tags, DIGEST: directory_digest(got)}, settings)

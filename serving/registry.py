@@ -313,10 +313,7 @@ class Registry:
 
     def _verify(self, directory: Path, registered: Version) -> dict[str, str]:
         if directory_digest(directory) != registered.tags.get(DIGEST, ""):
-            raise signing.NotGenuine(
-                f"the files of version {registered.version} are not those that were registered (digest differs)",
-                "Do not serve it; register the model again from its run",
-            )
+            raise signing.other_files(registered.version)
         return signing.verify(directory, signing.verifying_key(self._settings), registered.version)
 
     @contextmanager

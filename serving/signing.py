@@ -31,6 +31,14 @@ class NotGenuine(EvergreenError):
     """A version whose files are not those that were registered and signed."""
 
 
+def other_files(version: str) -> NotGenuine:
+    """What is said of a version whose files have another digest than the registered ones."""
+    return NotGenuine(
+        f"the files of version {version} are not those that were registered (digest differs)",
+        "Do not serve it; register the model again from its run",
+    )
+
+
 def seal(directory: Path, registered: Mapping[str, str], settings: Settings) -> None:
     """Write what was registered beside a bundle, and sign both.
 
