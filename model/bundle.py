@@ -7,7 +7,6 @@ reference.parquet      optional, put there by whoever registers the model
 served/                what a server runs, put there by the judge step (`model/export.py`)
 """
 
-import json
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache, cached_property
@@ -19,7 +18,7 @@ from torch import Tensor
 from engagement.errors import EvergreenError
 from engagement.table import TableSpec
 from model.config import Recipe
-from model.files import canonical, read, sha, write_directory
+from model.files import canonical, read_card, sha, stamped, write_directory
 from model.ranker import Ranker
 from model.tensors import pack, unpack
 
@@ -95,8 +94,7 @@ class Bundle:
         except EvergreenError:
             pass
         card = self._lineage() | {"metrics": self.metrics}
-        card["checksum"] = sha(canonical(card).encode())
-        write_directory(directory, {**self._packed, CARD: json.dumps(card, indent=1).encode()})
+        write_directory(directory, {**self._packed, CARD: stamped(card)})
 
     @classmethod
     def load(cls, directory: Path) -> "Bundle":
@@ -106,10 +104,7 @@ class Bundle:
             EvergreenError: A file is missing, damaged or was changed.
         """
         try:
-            card = json.loads(read(directory / CARD))
-            checksum = card.pop("checksum")
-            if sha(canonical(card).encode()) != checksum:
-                raise ValueError("its checksum is not what it should be")
+            card = read_card(directory / CARD)
             if card["format"] != FORMAT:
                 raise EvergreenError(
                     f"{directory} holds a model of format {card['format']}, and this code reads format {FORMAT}",

@@ -9,7 +9,6 @@ width, R rows of the table that training saw, A actions, V width of a content ve
 
 import io
 import itertools
-import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from model.bundle import Bundle
 from model.columns import ITEM_FEATURE, narrowed, place_of
 from model.config import RankerConfig
 from model.content import LEVEL_PRIOR, RIDGE
-from model.files import canonical, sha, write_directory
+from model.files import sha, stamped, write_directory
 from model.predict import score
 from model.quantise import compared, quantised, within_budget
 from model.ranker import Ranker
@@ -86,8 +85,7 @@ def export(bundle: Bundle, table: RankingTable, directory: Path, int8: bool = Fa
     files = {GRAPH: graph, LOOKUPS: _packed(arrays)}
     card["bytes"] = {name: len(data) for name, data in files.items()}
     card["files"] = {name: sha(data) for name, data in files.items()}
-    card["checksum"] = sha(canonical(card).encode())
-    write_directory(directory, {**files, CARD: json.dumps(card, indent=1).encode()})
+    write_directory(directory, {**files, CARD: stamped(card)})
     return card
 
 

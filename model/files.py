@@ -48,3 +48,23 @@ def sha(data: bytes) -> str:
 def canonical(data: dict) -> str:
     """JSON text that is equal for equal data; what digests are taken of."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
+def stamped(card: dict) -> bytes:
+    """A directory's card as JSON, with a checksum of all that it says."""
+    return json.dumps({**card, "checksum": sha(canonical(card).encode())}, indent=1).encode()
+
+
+def read_card(path: Path) -> dict:
+    """What `stamped` wrote, without the checksum.
+
+    Raises:
+        EvergreenError: The file cannot be read.
+        ValueError: It is no JSON, or says something else than what was written.
+        KeyError: It has no checksum.
+    """
+    card: dict = json.loads(read(path))
+    checksum = card.pop("checksum")
+    if sha(canonical(card).encode()) != checksum:
+        raise ValueError("its checksum is not what it should be")
+    return card

@@ -9,7 +9,6 @@ a table.
 """
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import onnxruntime as ort
 from engagement.errors import EvergreenError
 from engagement.table import RankingTable, TableSpec
 from model.columns import ITEM_FEATURE, USER_FEATURE, narrowed, place_of
-from model.files import canonical, read, sha
+from model.files import read, read_card, sha
 from model.history import recent
 from model.lookups import lookups_of
 
@@ -64,10 +63,7 @@ class ServedRanker:
         if not (directory / CARD).is_file():
             raise EvergreenError(f"there is no exported model in {directory}", _AGAIN)
         try:
-            card = json.loads(read(directory / CARD))
-            checksum = card.pop("checksum")
-            if sha(canonical(card).encode()) != checksum:
-                raise ValueError("its checksum is not what it should be")
+            card = read_card(directory / CARD)
             if card["format"] != FORMAT:
                 raise EvergreenError(
                     f"{directory} holds an export of format {card['format']}, and this code reads {FORMAT}", _AGAIN

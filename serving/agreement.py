@@ -95,7 +95,6 @@ class Agreement:
         order: Order = Order(),  # noqa: B008 (frozen)
         champion: str | None = None,
         previous: str | None = None,
-        **evidence: Any,
     ) -> None:
         """Commit a decision. One that answers the same wish again, or repeats the last about its version, is not made.
 
@@ -106,7 +105,6 @@ class Agreement:
             order: Whose wish it answers.
             champion: Champion from now on; None: as before.
             previous: Where a rollback goes from now on; None: as before.
-            evidence: What it rests on.
         """
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self._lock):  # one that rests on what was agreed a moment ago would bring that back
@@ -122,7 +120,7 @@ class Agreement:
                 "why": why,
             }
             if not self._made(line):
-                self.ledger.append({**line, **({"by": order.by} if order.by else {}), **evidence})
+                self.ledger.append({**line, **({"by": order.by} if order.by else {})})
 
     def go_back(self, order: Order) -> str:
         """Commit that the previous champion serves again; one that is not carried out yet is not done twice.

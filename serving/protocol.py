@@ -62,6 +62,18 @@ class RankRequest:
     context: Mapping[str, str] = field(default_factory=dict)
     time: datetime | None = None
 
+    @classmethod
+    def logged(cls, row: Mapping[str, Any], context: Sequence[str], time: datetime) -> "RankRequest":
+        """A request of a log, to be asked again as of an instant.
+
+        Args:
+            row: `request_id`, `user_id`, `item_id` (all candidates), and the context features by their names.
+            context: Which context features the row has.
+            time: The instant.
+        """
+        known = {name: row[name] for name in context if row[name] is not None}
+        return cls(row["request_id"], row["user_id"], tuple(row["item_id"]), known, time)
+
 
 @dataclass(frozen=True)
 class Tensor:

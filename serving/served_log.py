@@ -32,16 +32,7 @@ def live_requests(rows: pl.DataFrame, context: list[str]) -> list[RankRequest]:
     named = [c for c in context if c in live.columns]
     first = [pl.col(c).first() for c in ("user_id", "event_timestamp", *named)]
     requests = live.group_by("request_id").agg(pl.col("item_id"), *first).sort("event_timestamp", "request_id")
-    return [
-        RankRequest(
-            request_id=r["request_id"],
-            user_id=r["user_id"],
-            item_ids=tuple(r["item_id"]),
-            context={c: r[c] for c in named if r[c] is not None},
-            time=r["event_timestamp"],
-        )
-        for r in requests.to_dicts()
-    ]
+    return [RankRequest.logged(r, named, r["event_timestamp"]) for r in requests.to_dicts()]
 
 
 def parity(repo: FeatureRepo, snapshot: Snapshot, directory: Path, start: datetime, end: datetime) -> Parity | None:

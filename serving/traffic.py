@@ -155,12 +155,6 @@ def latest_requests(snapshot: Snapshot, as_of: datetime, unseen_from: datetime |
     found = []
     for r, held in zip(last, held_R, strict=True):
         usable = bool(held) or (unseen_from is not None and r["event_timestamp"] >= unseen_from)
-        request = RankRequest(
-            request_id=r["request_id"],
-            user_id=r["user_id"],
-            item_ids=tuple(r["item_id"]),
-            context={c: r[c] for c in context if r[c] is not None},
-            time=r["event_timestamp"] if usable else as_of,
-        )
+        request = RankRequest.logged(r, context, r["event_timestamp"] if usable else as_of)
         found.append(Asked(request, frozenset(r["saved"]) if usable else None))
     return found

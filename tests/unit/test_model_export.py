@@ -17,6 +17,7 @@ from model import export as exporting
 from model.bundle import Bundle
 from model.columns import widen_table
 from model.export import PARITY, POPULARITY_PRIOR, export
+from model.files import stamped
 from model.hashing import rows_of
 from model.lookups import NO_VALUE, UNKNOWN, TableRows, find
 from model.predict import score
@@ -168,8 +169,7 @@ def test_a_bundle_that_was_never_exported_says_what_to_do(tmp_path):
 def test_an_export_of_another_format_is_refused(exported, tmp_path):
     copy = shutil.copytree(exported[0], tmp_path / "served")
     card = {k: v for k, v in json.loads((copy / CARD).read_text()).items() if k != "checksum"} | {"format": 99}
-    card["checksum"] = exporting.sha(exporting.canonical(card).encode())
-    (copy / CARD).write_text(json.dumps(card))
+    (copy / CARD).write_bytes(stamped(card))
     with pytest.raises(EvergreenError, match="format 99"):
         ServedRanker.load(copy)
 
