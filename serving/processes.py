@@ -296,12 +296,12 @@ class Processes:
             raise EvergreenError(f"unreadable process record {path} ({error})", "Delete the file") from error
 
 
-def free_port() -> int:
+def free_port(among: range = FREE_PORTS) -> int:
     """A loopback port that nothing listens on now."""
-    for port in random.SystemRandom().sample(FREE_PORTS, 200):
+    for port in random.SystemRandom().sample(among, 200):
         if _is_free(port):
             return port
-    raise EvergreenError(f"no free port in {FREE_PORTS.start}..{FREE_PORTS.stop}", "Stop what uses them")
+    raise EvergreenError(f"no free port in {among.start}..{among.stop}", "Stop what uses them")
 
 
 def http_get(url: str, timeout: float = 2.0) -> tuple[int, str]:

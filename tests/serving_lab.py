@@ -125,7 +125,7 @@ def feed_home(root: Path) -> Feed:
     from feature_repo.repo import FeatureRepo
     from tests.synth import START, write_contract_dir
 
-    ports = {f"{name}_port": _port() for name in ("gateway", "mlflow", "evidently", "promoter")}
+    ports = {f"{name}_port": service_port() for name in ("gateway", "mlflow", "evidently", "promoter")}
     settings = Settings(home=root / "home", **ports)
     store = EngagementStore(settings.data)
     store.append(contract_dir.read(write_contract_dir(root / "feed", users=30, items=60, days=8)))
@@ -219,7 +219,8 @@ def left_over(home: Path) -> list[str]:
         time.sleep(0.05)
 
 
-def _port() -> int:
+def service_port() -> int:
+    """A port for one of a home's services, which stop and start again: no process gets it as a free one meanwhile."""
     from serving.processes import free_port
 
-    return free_port()
+    return free_port(range(12_000, 20_000))

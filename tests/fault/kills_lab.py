@@ -12,6 +12,7 @@ from typing import Any
 
 from evergreen.settings import Settings
 from tests.fault.serving_light import light_plane, light_rollout
+from tests.serving_lab import service_port
 
 BEHAVIOURS = {
     "1": {},
@@ -107,7 +108,7 @@ def open_home(home: Path, permanent: bool = False) -> tuple[Settings, Any]:
     settings = Settings(home=home)
     registry = Registry(settings)
     if permanent and not light_plane(settings, registry).permanent:
-        settings = settings.model_copy(update={"gateway_port": _free()})
+        settings = settings.model_copy(update={"gateway_port": service_port()})
         serve_champion(light_plane(settings, registry), registry)
     return settings, registry
 
@@ -178,9 +179,3 @@ def stop(home: Path) -> list[str]:
     from serving.processes import Processes
 
     return Processes(Settings(home=home)).stop_all()
-
-
-def _free() -> int:
-    from serving.processes import free_port
-
-    return free_port()
