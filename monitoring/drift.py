@@ -1,24 +1,26 @@
-"""One drift check: the reference of a model against the window since.
+"""One drift check: a window against its like in the model's reference.
 
-Writes into its output directory `drift.html` (the page), `snapshot.json` (for the workspace) and, last,
-`drift.json` (the verdict): a directory without `drift.json` is the mark of a check that did not finish.
+Writes into its output directory `drift.html` (the page), `snapshot.json` (for the workspace) and, last, `drift.json`
+(the verdict): a directory without `drift.json` is the mark of a check that did not finish.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from engagement.errors import EvergreenError
 from engagement.files import write_text
-from engagement.table import TableSpec
-from monitoring import frame as frames
-from monitoring import page, rules
-from monitoring.compare import Comparison, prepare
-from monitoring.verdict import ColumnDrift, DriftVerdict
+from monitoring import page
+from monitoring.compare import EVERYTHING, Comparison, Window, compare
+from monitoring.diagnose import diagnose
+from monitoring.reference import Reference
+from monitoring.slices import slices
+from monitoring.verdict import DataTest, DriftVerdict, Outcome, ServingHealth
+
+VERDICT = "drift.json"
+TOLD = 3  # columns named in the one sentence
 
 
 @dataclass(frozen=True)
@@ -36,127 +38,113 @@ class Skew:
     unexplained: bool
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What a check knows beside the features and predictions of its window; the fields are those of `DriftVerdict`."""
+
+    outcome: Outcome | None = None
+    serving: ServingHealth | None = None
+    data: Sequence[DataTest] = ()
+    late: float = 0.0
+    skew: Skew | None = None
+    tags: Sequence[str] = field(default=())
+
+
 def check(
-    reference: pa.Table,
-    current: pa.Table,
-    spec: TableSpec,
+    reference: Reference,
+    window: Window,
     as_of: datetime,
-    model_version: str,
+    model: tuple[str, str],
     out: Path,
-    quality: Mapping[str, float] | None = None,
-    tags: Sequence[str] = (),
-    skew: Skew | None = None,
+    beside: Beside | None = None,
+    code: str = "",
 ) -> DriftVerdict:
     """Compare a window with a model's reference, by the rules of `rules.py`.
 
     Args:
-        reference: The model's reference, from `frame.sample_frame`.
-        current: The window since, in the same form; may be empty.
-        spec: The declared features and actions; columns outside it are not looked at.
+        reference: The model's.
+        window: What is looked at; may be empty.
         as_of: Instant of the check, aware.
-        model_version: Version of the model whose reference this is.
-        out: Directory for the page, the snapshot and the verdict.
-        quality: Numbers to record with the check, such as `{"HIT@3/save": 0.31}`; NaN is not plotted.
-        tags: More tags of the run in the workspace.
-        skew: What the parity of serving and training features is; None where it was not looked at.
-
-    Raises:
-        EvergreenError: The reference is empty or holds none of the declared features.
+        model: The model's version and the ISO instant of the retrain that made it.
+        out: Directory for page, snapshot and verdict.
+        beside: What else is known.
+        code: Version of the code.
     """
-    if not reference.num_rows or not {f.name for f in spec.features} & set(reference.column_names):
-        raise EvergreenError(
-            "the drift reference is empty or holds none of the declared features",
-            "Retrain, so that the model gets a reference",
-        )
-    given = (reference.num_rows, current.num_rows)
-    ref, cur = (frames.take_requests(side, rules.MAX_ROWS) for side in (reference, current))
-    users = (len(np.unique(frames.users_of(ref))), len(np.unique(frames.users_of(cur))))
-    rows = (ref.num_rows, cur.num_rows)
-    found = prepare(ref, cur, spec) if cur.num_rows else Comparison()
-    snapshot = page.run(found.columns, rows[0], as_of, model_version, list(tags)) if found.columns else None
-    columns = _columns(found, page.scores(snapshot)) if snapshot else ()
-    features = [c for c in columns if not c.prediction]
-    share = rules.drift_share({c.name: c.drifted for c in features})
-    primary = next((c for c in columns if c.name == frames.SCORE + spec.primary_action), None)
-    small = rules.too_small(rows[0], users[0]) or rules.too_small(rows[1], users[1])
-    moved = bool(primary and primary.drifted)
+    known, found = beside or Beside(), compare(reference, window)
+    where = slices(reference, window, found) if found.columns else ()
+    kind, evidence = diagnose(found.columns, found.broken, known.outcome, where, found.pairs)
+    requests, rows, users = reference.totals
+    skew = known.skew or Skew(float("nan"), {}, unexplained=False)
     verdict = DriftVerdict(
-        drifted=not small and rules.window_drifted(share, moved),
-        reason=_reason(found, features, share, primary, rows, users) + _skewed(skew),
-        as_of=as_of.astimezone(UTC).isoformat(),
-        model_version=model_version,
-        share=share,
-        columns=columns,
-        broken={} if small else found.broken,
+        as_of=as_of.isoformat(),
+        model_version=model[0],
+        slot=model[1],
+        window=(window.start.isoformat(), window.end.isoformat()),
+        drifted=any(c.drifted for c in found.columns),
+        kind=kind,
+        evidence=evidence,
+        reason="",
+        columns=found.columns,
+        slices=where,
+        broken=found.broken,
         skipped=found.skipped,
-        churn=found.churn,
-        rows=rows,
-        users=users,
-        window_rows=given,
-        quality={name: float(value) for name, value in (quality or {}).items()},
-        skew=dict(skew.features) if skew else {},
-        skew_share=skew.share if skew else None,
+        requests=(requests, window.table.requests),
+        rows=(rows, window.table.rows),
+        users=(users, len(np.unique(window.table.user_id))),
+        late=known.late,
+        data=tuple(known.data),
+        outcome=known.outcome,
+        serving=known.serving,
+        skew=dict(skew.features),
+        skew_share=None if known.skew is None else skew.share,
+        reference=reference.digest,
+        code=code,
     )
-    if snapshot:
-        page.save(snapshot, verdict, out)
+    verdict = replace(verdict, reason=reason(verdict, found, known))
+    out.mkdir(parents=True, exist_ok=True)
+    _remove_other(out / VERDICT, verdict.to_json())
+    if found.columns:
+        page.save(verdict, found.pairs, out, known.tags)
     else:
         page.save_empty(verdict, out)
-    write_text(out / "drift.json", verdict.to_json())
+    write_text(out / VERDICT, verdict.to_json())
     return verdict
 
 
-def _columns(found: Comparison, scores: dict[str, float]) -> tuple[ColumnDrift, ...]:
-    return tuple(
-        ColumnDrift(
-            name=c.name,
-            kind=c.kind,
-            prediction=c.prediction,
-            score=scores[c.name],
-            floor=c.floor,
-            threshold=c.threshold,
-            drifted=rules.column_drifted(scores[c.name], c.threshold),
-            missing=c.missing,
-        )
-        for c in found.columns
-    )
+def _remove_other(path: Path, text: str) -> None:
+    """Remove an earlier verdict; not one that says the same: another monitor, at the same check, may be reading it."""
+    try:
+        same = path.read_text() == text
+    except (FileNotFoundError, UnicodeDecodeError):
+        same = False
+    if not same:
+        path.unlink(missing_ok=True)
 
 
-def _skewed(skew: Skew | None) -> str:
-    # Old values are what a late materialisation looks like; anything else is a fault in one of the two paths.
-    if skew is None or not skew.unexplained:
-        return ""
-    name, why = next(iter(skew.features.items()))
-    return f"; train/serve skew: {name}: {why}"
-
-
-def _reason(
-    found: Comparison,
-    features: list[ColumnDrift],
-    share: float,
-    primary: ColumnDrift | None,
-    rows: tuple[int, int],
-    users: tuple[int, int],
-) -> str:
-    """The verdict in one sentence, for the page, the decision log and `evergreen status`."""
-    if not rows[1]:
-        return "No rows in the current window, nothing to compare"
-    for side, name in ((0, "reference"), (1, "current window")):
-        if rules.too_small(rows[side], users[side]):
-            return (
-                f"Too small to tell: {rows[side]:,} rows by {users[side]:,} users in the {name} "
-                f"(needs {rules.MIN_ROWS:,} rows and {rules.MIN_USERS} users)"
-            )
-    worst = sorted((c for c in features if c.drifted), key=lambda c: -c.score / c.threshold)
-    parts = [
-        f"{len(worst)} of {len(features)} features drifted, weighing {share:.0%} (threshold {rules.DRIFT_SHARE:.0%})"
-    ]
-    if worst:
-        parts[0] += ": " + ", ".join(f"{c.name} {c.score:.2f} ≥ {c.threshold:.2f}" for c in worst[:3])
-    if primary:
-        sign = "≥" if primary.drifted else "<"
-        parts.append(f"predicted {primary.name} {primary.score:.2f} {sign} {primary.threshold:.2f}")
-    if found.broken:
-        name, why = next(iter(found.broken.items()))
-        more = f" and {len(found.broken) - 1} more" if len(found.broken) > 1 else ""
-        parts.insert(0, f"broken data: {name} {why}{more}")
+def reason(verdict: DriftVerdict, found: Comparison, beside: Beside) -> str:
+    """One sentence for the whole check."""
+    parts = [found.skipped[EVERYTHING]] if EVERYTHING in found.skipped else []
+    if found.columns:
+        drifted = {c.name: f"{c.name} {c.score:.2f} ≥ {c.threshold:.2f}" for c in verdict.worst if c.drifted}
+        features = [c for c in found.columns if not c.prediction]
+        moved = sum(c.drifted for c in features)
+        more = ", ..." if len(drifted) > TOLD else ""
+        named = f" ({', '.join(list(drifted.values())[:TOLD])}{more})" if drifted else ""
+        scores = sum(c.drifted for c in found.columns) - moved
+        also = f" and {scores} of {len(found.columns) - len(features)} predictions" if scores else ""
+        parts.append(f"{moved} of {len(features)} features{also} drifted{named}")
+    if verdict.broken:
+        parts.append("looks broken: " + ", ".join(f"{n} {why}" for n, why in list(verdict.broken.items())[:TOLD]))
+    if verdict.kind != "none":
+        parts.append(f"likely {verdict.kind}")
+    if beside.outcome is not None and beside.outcome.lost:
+        parts.append(beside.outcome.reason)
+    if beside.skew is not None and beside.skew.unexplained:
+        parts.append(_skewed(beside.skew))
     return "; ".join(parts)
+
+
+def _skewed(skew: Skew) -> str:
+    named = ", ".join(f"{name}: {why}" for name, why in list(skew.features.items())[:TOLD])
+    more = f" and {len(skew.features) - TOLD} more features" if len(skew.features) > TOLD else ""
+    return f"train/serve skew in {skew.share:.0%} of the values ({named}{more})"
