@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ ROW_GROUP = 131_072  # rows; small enough to read a slice of a day, large enough
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step; once it returns, a power cut does not undo it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not by the process id alone: two pods on one volume may have the same.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.write_text(text, encoding="utf-8")
     _sync(temporary)
     temporary.replace(path)
@@ -51,7 +53,7 @@ def write_part(directory: Path, table: pa.Table, stem: str = "part-") -> tuple[P
         The path, the hex SHA-256 and the size in bytes of the file.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".writing.{os.getpid()}.tmp"
+    temporary = directory / f".writing.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
     return name_part(temporary, directory, stem)
 

@@ -26,6 +26,16 @@ def next_slot(after: datetime) -> datetime:
     return _at_or_after(after + timedelta(microseconds=1))
 
 
+def latest_slot(now: datetime) -> datetime:
+    """The newest slot at or before `now`."""
+    return previous_slots(now + timedelta(microseconds=1), 1)[0]
+
+
+def latest_hour(now: datetime) -> datetime:
+    """The newest full hour at or before `now`, UTC."""
+    return now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
 def previous_slots(as_of: datetime, n: int) -> list[datetime]:
     """The last `n` slots strictly before `as_of`, newest first."""
     as_of = as_of.astimezone(UTC)

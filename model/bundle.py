@@ -3,7 +3,7 @@
 model.safetensors      dense weights, statistics, the seen rows of the embedding table
 continual.safetensors  importance of the weights, accumulators of the table's optimiser
 bundle.json            spec, recipe, lineage, metrics, SHA-256 of the two files
-reference.parquet      optional, put there by whoever registers the model
+reference/             optional, put there by the step that trained it: what drift is judged against
 served/                what a server runs, put there by the judge step (`model/export.py`)
 """
 
