@@ -1,10 +1,14 @@
-"""The Evidently report of one check: its statistics, its page and the snapshot that its UI shows.
+"""The page of one check and its snapshot for the Evidently workspace.
+
+The verdict comes first, in our words and our scores, which are those of all rows; then Evidently's plots of values that
+were drawn evenly from the same sketches. `drift.html` can be read without a script; its plots need one, that it holds.
 
 Evidently takes 5 s to import and pandas one, so this is done inside the functions.
 """
 
-import html
+import json
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,73 +16,52 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engagement.files import write_text
+from engagement.table import MISSING
 from evergreen.settings import TELEMETRY_OFF
-from monitoring import rules
-from monitoring.compare import Column
-from monitoring.verdict import ColumnDrift, DriftVerdict
+from monitoring import panels, summary
+from monitoring.compare import Pair
+from monitoring.counts import NO_NUMBER, OTHER, Counts, added, drawn, drawn_categories, kept, most_frequent
+from monitoring.verdict import DriftVerdict
 
 if TYPE_CHECKING:
     from evidently.core.serialization import SnapshotModel
 
-SKEW = "train/serve skew"  # share of feature values that serving reads otherwise than training
-_ROLE = {True: "prediction", False: "feature"}
+DRAWN = 10_000  # values of each side that Evidently gets: it needs 0.1 s a column for them
+PLOTS = 12  # columns that are drawn beside the predictions, the worst: each takes 0.1 s here and 75 kB there
+BARS = 50  # categories that are drawn one by one, the most frequent of both sides; the others are one
+METHOD = {"numeric": "wasserstein", "categorical": "jensenshannon"}  # fixed: Evidently's choice flips with the rows
+SUMMARY = "summary-"  # begins the id of each widget that stays when plots are thinned
+_PLAIN = str.maketrans({"<": "‹", ">": "›"})
 
 
-def run(columns: list[Column], reference_rows: int, as_of: datetime, model_version: str, tags: list[str]) -> Any:
-    """Run Evidently's drift metrics; returns its snapshot.
+def save(verdict: DriftVerdict, pairs: Sequence[Pair], out: Path, tags: Sequence[str] = ()) -> None:
+    """Write `drift.html` (self-contained) and `snapshot.json` (what `workspace.record` stores).
 
     Args:
-        columns: What to compare; at least one.
-        reference_rows: How many of the rows belong to the reference.
-        as_of: Instant of the check, aware.
-        model_version: Version of the model whose reference this is.
-        tags: More tags of the run.
+        verdict: What the check found; the page tells it first.
+        pairs: Both sides of the columns that Evidently shall draw; may be none. A side that is empty is not drawn.
+        out: Directory of the check.
+        tags: Of the run, beside model, slot and kind.
     """
     os.environ.update(TELEMETRY_OFF)  # read by Evidently when it is imported
-    import pandas as pd
-    from evidently import DataDefinition, Dataset, Report
-    from evidently.metrics import ValueDrift
-
-    data = pd.DataFrame({c.name: c.values for c in columns})
-    names = {kind: [c.name for c in columns if c.kind == kind] for kind in rules.METHOD}
-    definition = DataDefinition(numerical_columns=names["numeric"], categorical_columns=names["categorical"])
-    current = Dataset.from_pandas(data.iloc[reference_rows:].reset_index(drop=True), definition)
-    reference = Dataset.from_pandas(data.iloc[:reference_rows].reset_index(drop=True), definition)
-    metrics = [ValueDrift(column=c.name, method=rules.METHOD[c.kind], threshold=c.threshold) for c in columns]
-    return Report(metrics, include_tests=True).run(
-        current,
-        reference,
-        timestamp=naive(as_of),
-        name=f"{as_of:%Y-%m-%d %H:%M}, model {model_version}",
-        tags=[f"model:{model_version}", *tags],
-        metadata={"model_version": model_version, "as_of": as_of.isoformat()},
-    )
-
-
-def scores(snapshot: Any) -> dict[str, float]:
-    """Evidently's score of each column."""
-    return {m["config"]["column"]: float(m["value"]) for m in snapshot.dict()["metrics"]}
-
-
-def save(snapshot: Any, verdict: DriftVerdict, out: Path) -> None:
-    """Write `drift.html` (self-contained) and `snapshot.json` (what `workspace.record` stores)."""
     from evidently.core.report import Snapshot
 
-    model, numbers = snapshot.to_snapshot_model(), _numbers(verdict, snapshot)
-    model.metric_results.update(numbers.metric_results)
-    model.top_level_metrics = [*model.top_level_metrics, *numbers.top_level_metrics]
-    model.report.items = [*model.report.items, *numbers.report.items]
-    model.widgets = [*_summary(verdict), *model.widgets]
-    merged = Snapshot.load_model(model)
-    write_text(out / "drift.html", merged.get_html_str(as_iframe=False))
-    write_text(out / "snapshot.json", merged.dumps())
+    shown = _shown(verdict, pairs)
+    plots = _plots(verdict, shown) if shown else None
+    model = _snapshot(verdict, plots, out, tags)
+    write_text(out / "drift.html", _html(verdict, plots, shown))
+    write_text(out / "snapshot.json", Snapshot.load_model(model).dumps())
 
 
 def save_empty(verdict: DriftVerdict, out: Path) -> None:
-    """Write a page for a check that had nothing to compare; there is no snapshot then."""
-    (out / "snapshot.json").unlink(missing_ok=True)
-    head = "<!doctype html><meta charset=utf-8><title>Drift</title>"
-    write_text(out / "drift.html", f"{head}<p>{html.escape(verdict.reason)}</p>\n")
+    """Write page and snapshot of a check that had nothing to compare: what else is known, and no plots."""
+    save(verdict, (), out)
+
+
+def without_plots(verdict: DriftVerdict, note: str = "") -> str:
+    """The page of a check without Evidently's part; `note` is one more line at its end."""
+    head = "<!doctype html><html lang=en><head><meta charset=utf-8><title>Drift</title></head>"
+    return f"{head}<body>{summary.as_html(verdict, note)}</body></html>\n"
 
 
 def naive(instant: datetime) -> datetime:
@@ -86,61 +69,174 @@ def naive(instant: datetime) -> datetime:
     return instant.astimezone(UTC).replace(tzinfo=None)
 
 
-def number_names(verdict: DriftVerdict) -> dict[str, float]:
-    """The verdict's own numbers, by the name under which panels plot them.
-
-    A `ValueDrift` series cannot be plotted over time: its threshold is part of its name, and the noise floor
-    makes each check's threshold its own. A ratio of score and threshold can, and it compares columns.
-    """
-    features = [c for c in verdict.columns if not c.prediction]
-    return {
-        "share of drifted features": verdict.share,
-        "drifted features": float(sum(c.drifted for c in features)),
-        "broken features": float(len(verdict.broken)),
-        "drift verdict": float(verdict.drifted),
-        "rows": float(verdict.rows[1]),
-        **{ratio_name(c): c.ratio for c in verdict.columns},
-        **{f"unseen {name}": share for name, share in verdict.churn.items()},
-        **{name: value for name, value in verdict.quality.items() if np.isfinite(value)},
-        **({SKEW: verdict.skew_share} if verdict.skew_share is not None else {}),
-    }
+def plain(text: str) -> str:
+    """Text that cannot become markup: Evidently writes its data into a script, and Plotly reads tags."""
+    return text.translate(_PLAIN)
 
 
-def ratio_name(column: ColumnDrift) -> str:
-    """Name of the series that tells how near a column is to its threshold."""
-    return f"{column.name} (drift / threshold)"
+def _sides(pair: Pair) -> list[Counts]:
+    """What is known of both sides; of categories those that are frequent on both together, and the rest as one."""
+    gone = NO_NUMBER if pair.kind == "numeric" else MISSING
+    sides = [side.without(gone) for side in (pair.reference, pair.current)]
+    if pair.kind == "numeric" or not all(side.total for side in sides):
+        return sides
+    # A category that one side has only in its rest is not known on the other either.
+    common = [side.keys for side in sides if side.at(OTHER)]
+    shares = added([side.scaled(1 / side.total) for side in sides])
+    frequent = most_frequent(shares, BARS)
+    for keys in common:
+        frequent = np.intersect1d(frequent, keys)
+    return [kept(side, frequent) for side in sides]
 
 
-def _numbers(verdict: DriftVerdict, snapshot: Any) -> "SnapshotModel":
-    """The verdict's numbers as `MeanValue` metrics of a report without a reference."""
+def _shown(verdict: DriftVerdict, pairs: Sequence[Pair]) -> list[Pair]:
+    """What is drawn: the worst columns that can be, and every prediction; the worst first."""
+    drawable = {p.name: p for p in pairs if _drawable(p)}
+    there = [c for c in verdict.worst if c.name in drawable]
+    features = [c for c in there if not c.prediction][:PLOTS]
+    return [drawable[c.name] for c in there if c.prediction or c in features]
+
+
+def _drawable(pair: Pair) -> bool:
+    return all(side.total > 0 for side in _sides(pair))
+
+
+def _values(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """(DRAWN,) values of each side in an order that means nothing: Evidently plots them by their place, too."""
+    order = np.random.default_rng(0).permutation(DRAWN)
+    names = {key: plain(name) for key, name in pair.names.items()}
+    reference, current = (
+        (drawn(side, pair.centre, DRAWN) if pair.kind == "numeric" else drawn_categories(side, names, DRAWN))[order]
+        for side in _sides(pair)
+    )
+    return reference, current
+
+
+def _plots(verdict: DriftVerdict, pairs: Sequence[Pair]) -> "SnapshotModel":
+    """Evidently's own drift metrics of values drawn from the pairs."""
     import pandas as pd
     from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
+
+    names = {kind: [plain(p.name) for p in pairs if p.kind == kind] for kind in METHOD}
+    definition = DataDefinition(numerical_columns=names["numeric"], categorical_columns=names["categorical"])
+    values = {plain(p.name): _values(p) for p in pairs}
+    reference, current = (pd.DataFrame({name: both[i] for name, both in values.items()}) for i in (0, 1))
+    limits = {c.name: c.threshold for c in verdict.columns}
+    metrics = [ValueDrift(column=plain(p.name), method=METHOD[p.kind], threshold=limits[p.name]) for p in pairs]
+    sides = [Dataset.from_pandas(frame, definition) for frame in (current, reference)]
+    found = Report(metrics, include_tests=False).run(*sides, timestamp=_instant(verdict))
+    return found.to_snapshot_model()
+
+
+def _snapshot(verdict: DriftVerdict, plots: "SnapshotModel | None", out: Path, tags: Sequence[str]) -> "SnapshotModel":
+    """What the UI holds: the verdict's numbers as `MeanValue` metrics, the verdict as tables, the plots."""
+    from evidently.core.serialization import ReportModel, SnapshotModel
     from evidently.metrics import MeanValue
 
-    values = number_names(verdict)
-    data = Dataset.from_pandas(pd.DataFrame([values]), DataDefinition(numerical_columns=list(values)))
-    report = Report([MeanValue(column=name) for name in values], include_tests=False)
-    model = report.run(data, None, timestamp=snapshot._timestamp).to_snapshot_model()
-    for result in model.metric_results.values():
-        result.widget = []  # a histogram of one number
-    return model
+    results = dict(plots.metric_results) if plots else {}
+    for name, value in panels.numbers(verdict).items():
+        metric = MeanValue(column=plain(name)).to_calculation()
+        results[metric.id] = metric.result(value)
+    about = {"as_of": verdict.as_of, "model_version": verdict.model_version, "slot": verdict.slot}
+    drift = "drifted" if verdict.drifted else "not drifted"
+    return SnapshotModel(
+        report=ReportModel(items=[]),
+        name=f"{_instant(verdict):%Y-%m-%d %H:%M}, model {verdict.model_version}: {verdict.kind}",
+        timestamp=_instant(verdict),
+        metadata={**about, "kind": verdict.kind, "drift": drift},
+        tags=[f"kind:{verdict.kind}", f"model:{verdict.model_version}", f"slot:{verdict.slot}", *tags],
+        metric_results=results,
+        top_level_metrics=list(results),
+        widgets=[*_summary(verdict, out), *(plots.widgets if plots else ())],
+        tests_widgets=_tests(verdict),
+    )
 
 
-def _summary(verdict: DriftVerdict) -> list[Any]:
-    """The verdict as the first thing on the page: the sentence, then one line a column."""
+def _summary(verdict: DriftVerdict, out: Path) -> list[Any]:
+    """The verdict as the first thing of the report in the UI."""
     from evidently.legacy.renderers.html_widgets import CounterData, counter, table_data
 
-    def line(c: ColumnDrift) -> list[str]:
-        numbers = [f"{c.score:.3f}", f"{c.threshold:.3f}", f"{c.floor:.3f}"]
-        missing = f"{c.missing[0]:.0%} / {c.missing[1]:.0%}"
-        return [c.name, f"{c.kind} {_ROLE[c.prediction]}", *numbers, missing, "drifted" if c.drifted else ""]
+    tiles = [CounterData(("✗ " if m.wrong else "✓ ") + plain(m.name), plain(m.text)) for m in summary.marks(verdict)]
+    page = "/".join((*out.absolute().parts[-3:], "drift.html"))
+    widgets = [counter(counters=[CounterData(plain(verdict.reason), _headline(verdict))])]
+    widgets += [counter(counters=tiles[i : i + 3]) for i in range(0, len(tiles), 3)]
+    sentences = [[plain(s)] for s in (*summary.wrong(verdict), *verdict.evidence)]
+    widgets += [table_data(title="What is wrong, with the evidence", column_names=[""], data=sentences)] * bool(
+        sentences
+    )
+    for table in summary.tables(verdict):
+        rows = [[plain(cell) for cell in row] for row in table.rows]
+        widgets.append(table_data(title=plain(table.title), column_names=list(table.head), data=rows))
+    widgets.append(table_data(title="The page of this check", column_names=["file"], data=[[plain(page)]]))
+    for i, widget in enumerate(widgets):
+        widget.id = f"{SUMMARY}{i}"
+    return widgets
 
-    rows = [[name, why, "", "", "", "", "broken"] for name, why in verdict.broken.items()]
-    rows += [[name, why, "", "", "", "", "skewed"] for name, why in verdict.skew.items()]
-    rows += [line(c) for c in verdict.worst]
-    rows += [[name, why, "", "", "", "", "not compared"] for name, why in verdict.skipped.items()]
-    names = ["column", "kind", "score", "threshold", "noise floor", "missing before / now", ""]
-    return [
-        counter(counters=[CounterData(verdict.reason, "Drift" if verdict.drifted else "No drift")]),
-        table_data(title="Every column", column_names=names, data=rows),
+
+def _headline(verdict: DriftVerdict) -> str:
+    wrong = [m.name for m in summary.marks(verdict) if m.wrong]
+    return f"Look at: {', '.join(wrong)}" if wrong else "Nothing to do"
+
+
+def _tests(verdict: DriftVerdict) -> list[Any]:
+    """Our tests, not Evidently's: those would judge the drawn values."""
+    from evidently.legacy.model.widget import BaseWidgetInfo
+    from evidently.legacy.renderers.html_widgets import CounterData, counter
+
+    tests = [(f"{m.name}", m.text, not m.wrong) for m in summary.marks(verdict)]
+    tests += [
+        (f"Drift of {c.name}", f"score {c.score:.3f}, threshold {c.threshold:.3f}. {c.note}", not c.drifted)
+        for c in verdict.worst
     ]
+    tests += [(f"Data: {t.name}", t.text, t.passed) for t in verdict.data]
+    shown: list[dict[str, Any]] = [
+        {"title": plain(name), "description": plain(text), "state": "success" if fine else "fail", "groups": []}
+        for name, text, fine in tests
+    ]
+    passed = sum(fine for *_, fine in tests)
+    counts = counter(counters=[CounterData("Success", str(passed)), CounterData("Fail", str(len(tests) - passed))])
+    counts.params["v2_test"] = True
+    suite = BaseWidgetInfo(title="", size=2, type="test_suite", params={"v2_test": True, "tests": shown})
+    return [counts, suite]
+
+
+def _html(verdict: DriftVerdict, plots: "SnapshotModel | None", pairs: Sequence[Pair]) -> str:
+    if plots is None:
+        return without_plots(verdict)
+    from evidently.core.metric_types import render_widgets
+    from evidently.legacy.renderers.html_widgets import group_widget
+
+    rows = max((max(p.reference.total, p.current.total) for p in pairs), default=0)
+    features = sum(not c.prediction for c in verdict.columns)
+    left_out = f" of the {PLOTS} worst of {features} features and of the predictions" if features > PLOTS else ""
+    note = (
+        f"Below are Evidently's plots{left_out}, of {DRAWN:,} values a side that were drawn evenly from up to "
+        f"{rows:,.0f} rows. Its own scores there can differ from ours by a little, and by more where one has over "
+        f"{BARS} categories: the rarer ones are one bar there. Ours, in the table, are of all rows and are those "
+        "that count."
+    )
+    page = render_widgets([group_widget(title="", widgets=list(plots.widgets))])
+    head, body, rest = page.partition("<body>")
+    return f"{head}{body}{summary.as_html(verdict, note)}{rest}"
+
+
+def _instant(verdict: DriftVerdict) -> datetime:
+    return naive(datetime.fromisoformat(verdict.as_of))
+
+
+def has_plots(text: str) -> bool:
+    """Whether a snapshot still has what `trimmed` takes away."""
+    return ":ValueDrift" in text
+
+
+def trimmed(text: str) -> str:
+    """A snapshot without its plots: the summary, the tests and the numbers of the panels stay."""
+    data = json.loads(text)
+    data["widgets"] = [w for w in data["widgets"] if str(w["id"]).startswith(SUMMARY)]
+    kept = {k: r for k, r in data["metric_results"].items() if not _is_plot(r)}
+    return json.dumps({**data, "metric_results": kept, "top_level_metrics": list(kept)}, separators=(",", ":"))
+
+
+def _is_plot(result: dict[str, Any]) -> bool:
+    return str(result["metric_value_location"]["metric"]["params"]["type"]).endswith(":ValueDrift")
