@@ -1,8 +1,6 @@
 """The manifests as kustomize builds them: valid, restricted, and consistent with each other and with the code."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,19 +11,11 @@ from components.base import IMAGE
 from evergreen.settings import Settings
 from pipelines import platform
 from serving import manifest_rules, manifests
+from tests.k8s_objects import K8S, build, find, pods, selects
 
-K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("kind", "production", "spark")
 VERSION = "1.34"
 KSERVE = "serving.kserve.io/"
-
-
-def build(directory):
-    kubectl = Path(sys.executable).parent / "kubectl"
-    done = subprocess.run([kubectl, "kustomize", str(directory)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # deprecation warnings
-    return list(yaml.safe_load_all(done.stdout))
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -41,19 +31,6 @@ def production():
 @pytest.fixture(scope="module")
 def kind():
     return build(K8S / "overlays" / "kind")
-
-
-def find(objects, kind, name):
-    return next(o for o in objects if o["kind"] == kind and o["metadata"]["name"] == name)
-
-
-def pods(objects):
-    """(name, labels, pod spec) of everything that runs."""
-    for o in objects:
-        if o["kind"] == "Deployment":
-            yield o["metadata"]["name"], o["spec"]["template"]["metadata"]["labels"], o["spec"]["template"]["spec"]
-        elif o["kind"] == "ServingRuntime":  # KServe labels its pods with the InferenceService
-            yield o["metadata"]["name"], {"serving.kserve.io/inferenceservice": manifests.NAME}, o["spec"]
 
 
 def containers(objects):
@@ -243,10 +220,6 @@ def test_references_between_objects_exist(objects):
                 assert ("ConfigMap", source["configMapRef"]["name"]) in names, name
             volumes = {v["name"] for v in spec["volumes"]}
             assert {m["name"] for m in container["volumeMounts"]} <= volumes, name
-
-
-def selects(selector, labels):
-    return selector.get("matchLabels", {}).items() <= labels.items() and "matchExpressions" not in selector
 
 
 def test_services_and_policies_meet_the_ports_of_their_pods(objects):
