@@ -8,12 +8,12 @@ imported in functions only: the command line reads every step to compile a pipel
 import json
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
 
+from components.watch import watch_parent
 from evergreen.settings import Settings, get_settings
 
 # One image for every step; the tag is replaced at release (docs/kubernetes.md).
@@ -30,7 +30,6 @@ def step(function: Callable[..., Any]) -> Any:
     return dsl.component(function, base_image=IMAGE, install_kfp_package=False)
 
 
-PARENT_PID = "EVERGREEN_PARENT_PID"
 PROGRESS = "::evergreen::"
 _step_runs = threading.Event()  # set in a step's own process; elsewhere `tell` has nobody to tell
 
@@ -42,19 +41,8 @@ def begin() -> Settings:
     the next run at the same files, so each step ends itself when the pipeline's process is gone.
     """
     _step_runs.set()
-    parent = os.environ.get(PARENT_PID)
-    if parent and int(parent) != os.getpid():
-        threading.Thread(target=_die_with, args=(int(parent),), daemon=True).start()
+    watch_parent()
     return get_settings()
-
-
-def _die_with(pid: int) -> None:
-    while True:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            os._exit(75)
-        time.sleep(0.2)
 
 
 def tell(text: str, done: int = 0, total: int = 0) -> None:

@@ -1,62 +1,76 @@
-"""Monitor steps: check the serving model against the world, and decide whether to retrain early."""
+"""Monitor step 2: what a check starts, and whom it tells."""
 
 import json
-from datetime import datetime
+import os
+import time
+from datetime import datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from components.base import step
-from engagement.errors import EvergreenError
-from engagement.slots import next_slot
-from engagement.store import EngagementStore
+from components.base import step, tell
+from components.check import check_directory
+from components.conclude import held_for_data, results
+from components.instant import why_not
+from components.watch import PARENT_PID
+from engagement.slots import latest_slot, next_slot
 from evergreen.settings import Settings
-from monitoring.trigger import Decision, decide, pending
+from monitoring.trigger import CHECKS, Decision, Situation, decide
 from monitoring.verdict import DriftVerdict
 
-
-def check_directory(settings: Settings, as_of: datetime) -> Path:
-    """Where the check at an instant keeps its page, its verdict and its decision."""
-    return settings.monitoring / "checks" / f"{as_of:%Y%m%dT%H%M%S}"
-
-
-def check_champion(settings: Settings, as_of: datetime, table_dir: Path) -> DriftVerdict:
-    """Compare what was shown between the champion's training and `as_of` with its training window.
-
-    Raises:
-        EvergreenError: There is no champion, or `as_of` is not later than its training.
-    """
-    from components.drift import check_window
-    from components.features import write_table
-    from components.parity import served_parity, skew_of
-    from serving.registry import Registry
-
-    registry = Registry(settings)
-    champion = registry.champion()
-    if champion is None:
-        raise EvergreenError("there is no champion to check", "Run `evergreen retrain` first")
-    start = datetime.fromisoformat(champion.tags["train_end"])
-    if start >= as_of:
-        raise EvergreenError(f"the champion was trained on data up to {start:%Y-%m-%d %H:%M}", "Choose a later --as-of")
-    snapshot = EngagementStore(settings.data).snapshot(as_of)
-    write_table(settings, snapshot, start, as_of, table_dir)
-    parity = served_parity(settings, snapshot, as_of)
-    served_by = (champion.version, registry.fetch(champion.version))
-    skew = skew_of(parity) if parity else None
-    return check_window(settings, served_by, table_dir, (start, as_of), check_directory(settings, as_of), skew)
+MISSED_AFTER = timedelta(hours=3)  # a slot whose retrain has not ended by then; it takes minutes to two hours
+RUNNING_FOR = timedelta(hours=8)  # a run that was planned longer ago and did not end is dead
+LAPTOP = "laptop"  # who claims a retrain where the home's run lock lets one run at a time
 
 
-def decide_at(settings: Settings, verdict: DriftVerdict) -> Decision:
-    """The decision for a check; the same check again gives the same one."""
+def situation_at(settings: Settings, as_of: datetime) -> Situation:
+    """What the trigger must know beside the checks."""
+    slot = latest_slot(as_of)
+    # Held for bad data is not held by the gate, and nothing was learned.
+    ended = [r for r in results(settings.runs) if not held_for_data(r)]
+    held = takewhile(lambda result: result["outcome"] == "held", reversed(ended))
+    missed = as_of - slot >= MISSED_AFTER and not why_not(settings, slot, "slot")
+    done = [datetime.fromisoformat(r["as_of"]) for r in ended]
+    return Situation(
+        next_slot=next_slot(as_of),
+        missed_slot=slot if missed else None,
+        held=len(list(held)),
+        running="" if here() else _running(settings),
+        last_retrain=max((at for at in done if at <= as_of), default=None),
+        now=settings.clock(),
+    )
+
+
+def here() -> bool:
+    """Whether this step runs on a laptop, where no retrain runs beside it."""
+    return PARENT_PID in os.environ
+
+
+def _running(settings: Settings) -> str:
+    """Name of a retrain that was planned, or planned again, and has not ended since; empty if there is none."""
+    since = time.time() - RUNNING_FOR.total_seconds()
+    planned = {p.parent: p.stat().st_mtime for p in settings.runs.glob("*/plan.json")}
+    return next((run.name for run, at in planned.items() if at > since and not _ended(run / "result.json", at)), "")
+
+
+def _ended(result: Path, planned: float) -> bool:
+    return result.exists() and result.stat().st_mtime >= planned
+
+
+def decide_at(settings: Settings, verdict: DriftVerdict) -> tuple[Decision, Situation]:
+    """The decision for a check, logged, its alerts sent; the same check again gives the same one."""
+    from monitoring import history
+    from monitoring.notify import raise_alerts
+
     as_of = datetime.fromisoformat(verdict.as_of)
-    return decide(verdict, settings.monitoring, next_slot(as_of))
-
-
-def still_wanted(settings: Settings, decision: Decision) -> bool:
-    """Whether the early retrain that a decision asked for has not been done yet."""
-    waiting = pending(settings.monitoring)
-    return decision.action == "retrain" and waiting is not None and waiting.key == decision.key
+    recent = history.recent(settings.monitoring / "checks", verdict.model_version, as_of, CHECKS - 1)
+    situation = situation_at(settings, as_of)
+    decision = decide(verdict, recent, situation, settings.monitoring)
+    raise_alerts(settings, verdict, recent, decision, situation)
+    tell(f"{decision.action}: {decision.reason}")
+    return decision, situation
 
 
 def decision_at(settings: Settings, as_of: datetime) -> dict[str, Any]:
@@ -66,38 +80,38 @@ def decision_at(settings: Settings, as_of: datetime) -> dict[str, Any]:
 
 
 @step
-def check_serving(as_of: str, verdict: dsl.Output[dsl.Artifact], page: dsl.Output[dsl.HTML]) -> None:
-    """Drift of the engagement since the champion's training."""
-    import shutil
-    import tempfile
-    from datetime import datetime
-    from pathlib import Path
+def decide_retrain(as_of: str, verdict: dsl.Input[dsl.Artifact], run: str) -> NamedTuple(  # type: ignore[valid-type]
+    "Decided", [("Output", str), ("retrain_as_of", str), ("cause", str)]
+):
+    """Decide, log and tell.
 
-    from components.base import begin
-    from components.decide import check_champion, check_directory
+    Args:
+        as_of: Instant of the check.
+        verdict: The check.
+        run: Id of this pipeline run.
 
-    settings, at = begin(), datetime.fromisoformat(as_of)
-    with tempfile.TemporaryDirectory() as room:
-        check_champion(settings, at, Path(room) / "table")
-    shutil.copyfile(check_directory(settings, at) / "drift.json", verdict.path)
-    shutil.copyfile(check_directory(settings, at) / "drift.html", page.path)
-
-
-@step
-def decide_retrain(as_of: str, verdict: dsl.Input[dsl.Artifact]) -> str:
-    """Decide and log; returns `retrain` while an early retrain is wanted and not done, else `none`."""
+    Returns:
+        `Output`: `retrain` while a retrain is wanted and not done, else `none`. (The local runner resolves a condition
+        on no other name.) `retrain_as_of`: its instant. `cause`: the word that becomes the run's reason.
+    """
     import json
     from dataclasses import asdict
     from datetime import datetime
     from pathlib import Path
 
-    from components.base import begin
-    from components.decide import check_directory, decide_at, still_wanted
+    from components.base import begin, tell
+    from components.decide import LAPTOP, check_directory, decide_at, here
     from engagement.files import write_text
+    from monitoring.trigger import claim
     from monitoring.verdict import DriftVerdict
 
     settings = begin()
-    decision = decide_at(settings, DriftVerdict.load(Path(verdict.path)))
+    decision, situation = decide_at(settings, DriftVerdict.load(Path(verdict.path)))
     directory = check_directory(settings, datetime.fromisoformat(as_of))
     write_text(directory / "decision.json", json.dumps(asdict(decision), indent=1))
-    return "retrain" if still_wanted(settings, decision) else "none"
+    mine = claim(decision, situation, settings.monitoring, LAPTOP if here() else run)
+    if mine is None:
+        return ("none", as_of, "drift")
+    if mine != decision:
+        tell(f"the retrain that the check of {mine.as_of:.16} asked for did not end: it goes on")
+    return ("retrain", mine.retrain_as_of, mine.cause)

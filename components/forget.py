@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from components.drift import REFERENCE
 from engagement import served
 from engagement.files import write_part
 from engagement.index import to_us
 from engagement.report import ForgetReport
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
+from monitoring.reference import OLD
 
 # Places of a home where runs leave ranking tables, and bundles with a sample of their training window.
 LEFT_BY_RUNS = ("runs", "pipelines", "replay", "monitoring")
@@ -54,7 +54,7 @@ def forget_user(settings: Settings, user_id: str) -> dict[str, Any]:
     for directory in directories:
         shutil.rmtree(directory)
     places = (settings.serving / "models", settings.mlflow_artifacts)
-    samples = [f for place in places for f in place.rglob(REFERENCE) if _in_parquet(f, user_id)]
+    samples = [f for place in places for f in place.rglob(OLD) if _in_parquet(f, user_id)]
     return {
         "user": user_id,
         **report.to_json(),
@@ -104,7 +104,7 @@ def _left_by_runs(place: Path, user_id: str) -> Iterator[Path]:
         users = np.load(file, mmap_mode="r", allow_pickle=False)
         if (users == user_id.encode()).any():
             yield file.parent
-    for file in [*place.rglob(REFERENCE)]:
+    for file in [*place.rglob(OLD)]:
         if _in_parquet(file, user_id):
             yield file.parent
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 # three candidates, and at most MAX_EVIDENCE_SLOTS. Sparse logs get a longer window, dense ones stay fresh.
 MIN_EVIDENCE_REQUESTS = 300
 MAX_EVIDENCE_SLOTS = 4
+# An early run must learn the hours since the last slot, where the drift is: its evidence is the newest
+# so many hours if they hold as many requests. The canary judges on live traffic after that, as always.
+EARLY_EVIDENCE_HOURS = (1, 2, 3, 6, 12, 24, 48)
+EARLY = ("drift", "quality")  # what asks for a run between two slots
 
 # Teacher safety: an update inherits what its champion believes, the errors too. After each so many updates in a row,
 # after this many verdicts `hold` in a row, and when drift asked for the run, a model from scratch competes as well.
@@ -43,6 +47,10 @@ _ROOMS = (
 )
 
 
+class NothingNew(EvergreenError):
+    """There is no engagement that the champion has not learned and that a challenger could be judged on."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one retrain reads: everything that its result depends on.
@@ -55,7 +63,7 @@ class Plan:
         recipe: Name of the model and training configuration (`model/config.py`).
         strategy: Continual-learning strategy asked for.
         seed: Seed of everything random.
-        reason: What asked for the run: `slot`, `drift` or `person`.
+        reason: What asked for the run: `slot`, `drift`, `quality` or `person`.
         champion: Registry version that the run starts from and is judged against, empty for the first run.
         champion_digest: Digest of its files, so that later steps can tell an unpacked copy is intact.
         also_scratch: Why a model from scratch is trained beside the update; empty if none is.
@@ -121,25 +129,28 @@ def name_run(settings: Settings, snapshot: Snapshot, strategy: str) -> str:
     return f"{snapshot.as_of:%Y%m%dT%H%M}-{digest}"
 
 
-def evidence_start(snapshot: Snapshot, after: datetime | None) -> datetime:
-    """Start of the evidence window, a slot before `as_of` and, where given, later than `after`.
+def evidence_start(snapshot: Snapshot, after: datetime | None, reason: str) -> datetime:
+    """Start of the evidence window: a slot before `as_of`, or after drift some hours; where given, later than `after`.
 
     Args:
         snapshot: What is known at `as_of`.
         after: End of the champion's training window; requests before it are no evidence.
+        reason: What asked for the run.
 
     Raises:
-        EvergreenError: No slot, or no request, lies between the champion's training window and `as_of`.
+        NothingNew: No slot, or no request, lies between the champion's training window and `as_of`.
     """
-    starts = [s for s in previous_slots(snapshot.as_of, MAX_EVIDENCE_SLOTS) if after is None or s > after]
+    early = [snapshot.as_of - timedelta(hours=h) for h in EARLY_EVIDENCE_HOURS if reason in EARLY]
+    slots = previous_slots(snapshot.as_of, MAX_EVIDENCE_SLOTS)
+    starts = sorted((s for s in {*early, *slots} if after is None or s > after), reverse=True)
     if not starts:
-        raise EvergreenError(
+        raise NothingNew(
             f"the champion already learned everything up to {after:%Y-%m-%d %H:%M} and no slot has passed since",
             "Choose a later --as-of",
         )
     times = _comparable_requests(snapshot, starts[-1])
     if not times:
-        raise EvergreenError(
+        raise NothingNew(
             f"there are no requests with more than three candidates since {starts[-1]:%Y-%m-%d %H:%M}",
             "Choose another --as-of, or import more engagement",
         )
@@ -170,8 +181,8 @@ def why_also_scratch(reason: str, champion: "Version", newer: "list[Version]") -
 
     verdicts = [v.tags.get(GATE) for v in newer[:HELD_RUNNING]]
     updates = int(champion.tags.get(UPDATES, 0))
-    if reason == "drift":
-        return "asked for by drift"
+    if reason in EARLY:
+        return f"asked for by {reason}"
     if verdicts == ["hold"] * HELD_RUNNING:
         return "held twice running"
     if updates and updates % UPDATES_BETWEEN_SCRATCH == 0:
@@ -204,7 +215,7 @@ def draw_plan(
     Raises:
         EvergreenError: There is nothing to judge on, or no history to train on.
     """
-    train_end = evidence_start(snapshot, trained_to)
+    train_end = evidence_start(snapshot, trained_to, reason)
     update_start = trained_to if strategy != "scratch" else None
     also_scratch = also_scratch if update_start else ""
     train_start = update_start if update_start and not also_scratch else EngagementStore(settings.data).time_range()[0]
@@ -242,6 +253,7 @@ def plan_run(settings: Settings, as_of: datetime, strategy: str, reason: str) ->
     run_key = name_run(settings, snapshot, strategy)
     path = settings.runs / run_key / "plan.json"
     if path.exists():
+        path.touch()  # it runs again, as the monitor's `situation_at` sees
         return Plan.from_json(path.read_text())
     registry = Registry(settings)
     versions = registry.versions()

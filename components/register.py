@@ -10,9 +10,10 @@ from components.base import step
 from components.plan import TRAINED, Plan
 from components.train import origin
 from evergreen.settings import Settings
+from monitoring.verdict import DriftVerdict
 
 
-def numbers_of(gate: dict[str, Any], drift: dict[str, Any], train: dict[str, Any]) -> dict[str, float]:
+def numbers_of(gate: dict[str, Any], drift: DriftVerdict, train: dict[str, Any]) -> dict[str, float]:
     """What MLflow shows as metrics of the run."""
     rival = {"rival": gate["rival"]["metrics"]["challenger"]} if gate["rival"] else {}
     hit3 = {
@@ -23,7 +24,7 @@ def numbers_of(gate: dict[str, Any], drift: dict[str, Any], train: dict[str, Any
         if value is not None
     }
     trained = {f"train_{k}": float(train[k]) for k in ("rows", "requests", "loss", "train_seconds")}
-    return {**hit3, **trained, "evidence_requests": float(gate["requests"]), "drift_share": drift["share"]}
+    return {**hit3, **trained, "evidence_requests": float(gate["requests"]), "drift_share": drift.share}
 
 
 def register(settings: Settings, plan: Plan, bundle: Path, files: list[Path]) -> str:
@@ -42,7 +43,8 @@ def register(settings: Settings, plan: Plan, bundle: Path, files: list[Path]) ->
     from serving.registry import GATE, UPDATES, Registry
 
     run = plan.directory(settings)
-    gate, drift, train = (json.loads((run / f).read_text()) for f in ("gate.json", "drift/drift.json", TRAINED))
+    gate, train = (json.loads((run / f).read_text()) for f in ("gate.json", TRAINED))
+    drift = DriftVerdict.load(run / "drift" / "drift.json")
     card, champion = Bundle.load(bundle), champion_bundle(settings, plan)
     known = {f.name for f in (champion or card).spec.features}
     lineage = {
@@ -63,7 +65,7 @@ def register(settings: Settings, plan: Plan, bundle: Path, files: list[Path]) ->
         "asked_by": plan.reason,
         GATE: gate["verdict"],
         "gate_reason": gate["reason"],
-        "drifted": str(drift["drifted"]).lower(),
+        "drifted": str(drift.drifted).lower(),
     }
     return Registry(settings).register(
         bundle,

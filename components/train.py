@@ -3,6 +3,7 @@
 Where the plan asks for it a rival is trained from scratch as well, and the gate sees both.
 """
 
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from components.plan import Plan
 from engagement.errors import EvergreenError
 from engagement.table import RankingTable, micros
 from evergreen.settings import Settings
+from monitoring import rules
 
 if TYPE_CHECKING:
     from model.bundle import Bundle
@@ -117,18 +119,35 @@ def train_contenders(
     return trained, told
 
 
-def save_contender(plan: Plan, bundle: "Bundle", table: RankingTable, directory: Path, out: Path) -> None:
-    """Write a bundle with its reference for drift: what is new since the champion, with the bundle's own scores.
+def save_contender(
+    settings: Settings, plan: Plan, bundle: "Bundle", table: RankingTable, directory: Path, out: Path
+) -> None:
+    """Write a bundle with its reference for drift: what it learned, and what it predicts up to the run's instant.
 
-    The reference is over the same window whoever was trained, so drift means the same whoever goes through.
+    An update's reference holds what its champion knew as well. Predictions are of the evidence requests too: of what a
+    model did not learn from it predicts as it will predict of what a check sees.
+
+    Args:
+        settings: The home.
+        plan: The run.
+        bundle: What was trained.
+        table: Ranking table of both windows.
+        directory: Where it was saved.
+        out: Directory of the bundle.
     """
-    import pyarrow.parquet as pq
-
-    from components.drift import REFERENCE, scored_sample
+    from components.drift import REFERENCE_REQUESTS, names_beside, reference_of, scored_part
+    from monitoring.compare import Window
+    from monitoring.reference import DIRECTORY
 
     bundle.save(out)
-    sample, _ = scored_sample(bundle, table, directory, plan.update_start, plan.train_end)
-    pq.write_table(sample, out / REFERENCE)
+    start, champion = (
+        (plan.update_start, champion_directory(settings, plan)) if bundle.parent else (plan.train_start, None)
+    )
+    newest = max(start, plan.train_end - timedelta(days=rules.PAST_MOST))
+    part, scores = scored_part(bundle, table, newest, plan.as_of, REFERENCE_REQUESTS)
+    learned = table.between(micros(start), micros(plan.train_end))
+    window = Window(start, plan.train_end, learned, part, scores, names_beside(directory))
+    reference_of(settings, window, plan.as_of, champion).save(out / DIRECTORY)
 
 
 def champion_directory(settings: Settings, plan: Plan) -> Path | None:
@@ -179,6 +198,6 @@ def train_ranker(
     trained, told = train_contenders(p, whole, champion, run / "checkpoints", forgotten)
     Path(rival.path).mkdir(parents=True, exist_ok=True)
     for contender, out in zip(trained, (bundle, rival), strict=False):
-        save_contender(p, contender, whole, directory, Path(out.path))
+        save_contender(settings, p, contender, whole, directory, Path(out.path))
         out.metadata.update(run_key=p.run_key, digest=contender.digest, origin=origin(contender))
     write_text(run / TRAINED, json.dumps(told, indent=1))

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from engagement.errors import EvergreenError
-from evergreen import runs, view
+from engagement.slots import latest_hour
+from evergreen import checking, overview, runs, scheduling, view
 from evergreen.settings import Settings, get_settings
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     help="Keep a Homefeed ranker fresh: retrain on live engagement, gate on evidence, roll out by canary.",
 )
 data = typer.Typer(no_args_is_help=True, help="Bring engagement in, keep it whole, let it go.")
-schedule = typer.Typer(no_args_is_help=True, help="When retrains run.")
+schedule = typer.Typer(no_args_is_help=True, help="What runs by itself, and when.")
 app.add_typer(data, name="data")
 app.add_typer(schedule, name="schedule")
 
@@ -125,15 +126,18 @@ def retrain(
     last: Annotated[int, typer.Option(help="Without --as-of: the last slots of the log.", min=1)] = 1,
     strategy: Annotated[str | None, typer.Option(help="Continual-learning strategy.")] = None,
     on: Annotated[str, typer.Option(help="laptop or kubeflow.")] = "laptop",
+    trust_data: Annotated[bool, typer.Option("--trust-data", help="Train although tests of the data fail.")] = False,
     json: Json = False,
 ) -> None:
     """Retrain, judge, register and roll out: the whole loop, once a slot."""
     settings = get_settings()
     instants = [_instant(t) for t in as_of] if as_of else runs.last_slots(settings, last)
     if on != "laptop":
+        if trust_data:
+            raise EvergreenError("--trust-data is for the laptop", "On Kubeflow, start the run with trust_data = true")
         raise typer.Exit(_submit(settings, instants, strategy, on))
     with view.Progress(quiet=json) as progress:
-        results = runs.retrain(settings, instants, strategy, progress)
+        results = runs.retrain(settings, instants, strategy, progress, trust_data)
     _print_json(results) if json else view.retrained(results, settings)
     if results[-1]["outcome"] != "champion":
         raise typer.Exit(3 if results[-1]["outcome"] == "held" else 1)
@@ -191,17 +195,21 @@ def rollback(json: Json = False) -> None:
 
 @app.command()
 def status(json: Json = False) -> None:
-    """Champion, traffic, last runs, drift state, next slot."""
-    state = runs.status(get_settings())
-    _print_json(state) if json else view.status(state)
+    """Who serves, what the newest check found, what fires, what runs by itself, the last promotions and retrains."""
+    state = overview.overview(get_settings())
+    _print_json(state) if json else overview.shown(state)
 
 
 @app.command()
-def monitor(as_of: Annotated[str, typer.Option(help="Instant of the check, UTC.")], json: Json = False) -> None:
+def monitor(
+    as_of: Annotated[str | None, typer.Option(help="Instant of the check, UTC; the last full hour by default.")] = None,
+    json: Json = False,
+) -> None:
     """Check for drift since the champion's training; retrain early, once, if the world has moved."""
+    settings = get_settings()
     with view.Progress(quiet=json) as progress:
-        result = runs.monitor(get_settings(), _instant(as_of), progress)
-    _print_json(result) if json else view.monitored(result)
+        result = runs.monitor(settings, _instant(as_of) if as_of else latest_hour(settings.clock()), progress)
+    _print_json(result) if json else checking.shown(result)
 
 
 @app.command()
@@ -227,15 +235,31 @@ def stream(
 
 @schedule.command("show")
 def schedule_show(json: Json = False) -> None:
-    """The next slots."""
-    upcoming = runs.upcoming(get_settings())
-    _print_json(upcoming) if json else view.schedule(upcoming)
+    """When each entry runs next, what ran last on this machine, and what was missed."""
+    entries = scheduling.show(get_settings())
+    _print_json(entries) if json else scheduling.shown(entries)
+
+
+@schedule.command("apply")
+def schedule_apply(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference, change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Make the recurring runs on Kubeflow what the schedule says; shows the difference first."""
+    result = scheduling.apply(dry_run, yes, quiet=json)
+    _print_json(result) if json else scheduling.applied(result, dry_run)
 
 
 @app.command()
-def up(json: Json = False) -> None:
-    """Start the MLflow UI, the Evidently UI, the serving gateway and the promoter on loopback."""
-    started = runs.up(get_settings())
+def up(
+    scheduled: Annotated[
+        bool, typer.Option("--schedule/--no-schedule", help="Retrain, refresh and check by itself.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Start the UIs, the serving gateway, the promoter and the schedule, all on loopback."""
+    started = runs.up(get_settings(), scheduled)
     _print_json(started) if json else view.started(started)
 
 

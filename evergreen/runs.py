@@ -3,13 +3,13 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from components.conclude import results
+from components.conclude import held_for_data
 from components.plan import name_run
 from engagement.errors import EvergreenError
 from engagement.files import write_text
@@ -19,7 +19,6 @@ from evergreen.settings import Settings
 from model.config import DEFAULT_STRATEGY, STRATEGY_NAMES
 
 Progress = Callable[[str, str, int, int], None]
-CANARY = ("percent", "verdict", "looks", "requests", "pairs", "errors", "p50_ms", "p99_ms", "reason")  # told of a stage
 
 
 class RunFailed(EvergreenError):
@@ -33,16 +32,17 @@ def one_run(settings: Settings) -> Iterator[None]:
     Raises:
         EvergreenError: Another run holds it.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    settings.root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(settings.root / "run.lock", timeout=2)
+    from pipelines.lock import run_lock
+
     try:
-        with lock:
+        with run_lock(settings, patience=2.0):
             yield
     except Timeout:
         raise EvergreenError(
-            f"another run is in progress in {settings.root}", "Wait for it, or use another --home"
+            f"another run is in progress in {settings.root}",
+            "Wait for it, or use another --home",
         ) from None
 
 
@@ -166,9 +166,15 @@ def check_training(name: str | None) -> str:
 
 
 def retrain(
-    settings: Settings, instants: list[datetime], strategy: str | None, progress: Progress
+    settings: Settings,
+    instants: list[datetime],
+    strategy: str | None,
+    progress: Progress,
+    trust_data: bool = False,
 ) -> list[dict[str, Any]]:
     """Run the retrain pipeline at each instant, oldest first; a finished run is not repeated.
+
+    One that was held for its data looks at the data again, or with `trust_data` does without the tests' consent.
 
     Returns:
         One result a run, with `repeated: True` where there was nothing to do.
@@ -182,20 +188,27 @@ def retrain(
         for as_of in sorted(instants):
             key = name_run(settings, store.snapshot(as_of), name)
             path = settings.runs / key / "result.json"
-            repeated = path.exists()
+            repeated = path.exists() and not held_for_data(json.loads(path.read_text()))
             if not repeated:
                 reason = "slot" if as_of in slots(as_of, as_of) else "person"
-                _run_retrain(settings, as_of, name, reason, progress, path)
+                _run_retrain(settings, as_of, name, reason, trust_data, progress, path)
             done.append({**json.loads(path.read_text()), "repeated": repeated})
     return done
 
 
 def _run_retrain(
-    settings: Settings, as_of: datetime, strategy: str, reason: str, progress: Progress, result: Path
+    settings: Settings,
+    as_of: datetime,
+    strategy: str,
+    reason: str,
+    trust_data: bool,
+    progress: Progress,
+    result: Path,
 ) -> None:
     from pipelines.retrain import retrain as graph
 
-    ran = _run(graph, settings, progress, as_of=as_of.isoformat(), strategy=strategy, reason=reason)
+    asked = {"as_of": as_of.isoformat(), "strategy": strategy, "reason": reason, "trust_data": trust_data}
+    ran = _run(graph, settings, progress, **asked)
     if not result.exists():
         raise RunFailed(f"the retrain at {as_of:%Y-%m-%d %H:%M} ended without a result", f"See {ran.log}")
     write_text(result.parent / "timings.json", json.dumps(ran.seconds, indent=1))
@@ -291,14 +304,14 @@ def sign(settings: Settings, version: str) -> None:
 
 
 def monitor(settings: Settings, as_of: datetime, progress: Progress) -> dict[str, Any]:
-    """Run one drift check; the decision is in the record."""
-    from components.decide import decision_at
+    """Run one drift check; returns its record (`checking.record`)."""
+    from evergreen import checking
     from pipelines.monitor import monitor as graph
 
     need_data(settings)
     with one_run(settings):
         _run(graph, settings, progress, as_of=as_of.isoformat())
-    return decision_at(settings, as_of)
+    return checking.record(settings, as_of)
 
 
 def refresh(settings: Settings, as_of: datetime, progress: Progress) -> dict[str, Any]:
@@ -319,61 +332,14 @@ def stream(settings: Settings, source: str, metrics: str) -> None:
     run(settings.features, settings.online_store, source, metrics)
 
 
-def upcoming(settings: Settings) -> list[str]:
-    """The next four slots."""
-    slot, found = settings.clock(), []
-    for _ in range(4):
-        slot = next_slot(slot + timedelta(microseconds=1))
-        found.append(slot.isoformat())
-    return found
-
-
-def status(settings: Settings) -> dict[str, Any]:
-    """What serves now and how it came to: the same for the table and for a script."""
-    from serving.agreement import Agreement
-    from serving.registry import Registry
-    from serving.stack import promoter_state, serving_state
-
-    runs = results(settings.runs)
-    registry_exists = settings.mlflow_tracking_uri or (settings.root / "mlflow").exists()
-    aliases = Registry(settings).aliases() if registry_exists else {}
-    decided = Agreement(settings.serving)
-    return {
-        "home": str(settings.root),
-        "champion": aliases.get("champion") or decided.now().champion or None,  # in MLflow it may have been deleted
-        "previous": aliases.get("previous"),
-        "challenger": aliases.get("challenger"),
-        "candidate": aliases.get("candidate"),
-        "serving": serving_state(settings),
-        "promoter": promoter_state(settings),
-        "decisions": decided.decisions()[-5:],
-        "runs": [_brief(r) for r in runs[-5:]],
-        "drift": runs[-1]["drift"] if runs else None,
-        "next_slot": upcoming(settings)[0],
-    }
-
-
-def _brief(result: dict[str, Any]) -> dict[str, Any]:
-    keys = ("as_of", "run_key", "reason", "strategy", "champion", "version", "outcome", "finished_at")
-    gate = result["gate"]
-    rollout = result["rollout"] or {"steps": []}
-    return {
-        **{k: result[k] for k in keys},
-        "also_scratch": result.get("also_scratch", ""),
-        "chosen": gate.get("chosen", ""),
-        "gate": {k: gate[k] for k in ("verdict", "reason", "requests", "metrics")},
-        "canary": [{k: s.get(k) for k in CANARY} for s in rollout["steps"]],  # earlier releases knew fewer
-    }
-
-
-def up(settings: Settings) -> list[dict[str, Any]]:
-    """Start the UIs and the serving gateway; what already runs is left alone."""
+def up(settings: Settings, scheduled: bool) -> list[dict[str, Any]]:
+    """Start the UIs, the serving gateway and the schedule; what already runs is left alone."""
     from monitoring.workspace import repair
     from serving import stack
 
     if settings.evidently.exists():
         repair(settings.evidently)  # a half-written snapshot would keep the UI from answering
-    return stack.up(settings)
+    return stack.up(settings, scheduled)
 
 
 def down(settings: Settings) -> list[str]:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Telemetry of every package is off, for this process and for every process that it starts.
@@ -34,14 +35,19 @@ class Settings(BaseSettings):
     plane: Literal["laptop", "standard", "knative"] = "laptop"  # where versions run: here, or KServe in that mode
     recipe: str = "laptop"  # a function of model/config.py: debug, laptop
     seed: int = 0
+    holidays: str = ""  # countries whose public holidays count as Sundays: ISO codes, NL,DE
     mlflow_port: int = 5055
     evidently_port: int = 8055
     gateway_port: int = 8080
     promoter_port: int = 8090
+    scheduler_port: int = 8095
+    metrics_port: int = 8070
+    metrics_host: str = LOOPBACK  # where the figures for Prometheus are served; a container listens everywhere
     promoter_host: str = LOOPBACK  # where the promoter listens for webhooks; a container listens everywhere
     promoter_url: str = ""  # where MLflow finds it; empty: on this machine, and `evergreen up` tells MLflow so
     signing_key: str = ""  # PEM file; empty: made once under the home
     verifying_key: str = ""  # PEM file with its public half
+    alert_url: str = Field(default="", repr=False)  # webhook that alerts go to; it may hold a secret; empty: none
     now: datetime | None = None  # the clock; set only to replay history or to test
 
     @property
@@ -111,7 +117,8 @@ class Settings(BaseSettings):
 
     def clock(self) -> datetime:
         """The present instant, UTC."""
-        return self.now or datetime.now(UTC)
+        now = self.now or datetime.now(UTC)
+        return now.astimezone(UTC) if now.tzinfo else now.replace(tzinfo=UTC)
 
 
 def get_settings() -> Settings:

@@ -178,7 +178,7 @@ def retrained(results: list[dict[str, Any]], settings: Settings) -> None:
         table.add_column(name, overflow="fold")
     for r in results:
         gate, steps = r["gate"], (r["rollout"] or {"steps": []})["steps"]
-        before, version = f"v{r['champion']}" if r["champion"] else "–", f"v{r['version']}"
+        before, version = version_of(r["champion"]), version_of(r["version"])
         serves = version if r["outcome"] == "champion" else before
         table.add_row(
             f"{r['as_of']:.16}\n{gate['requests']} requests",
@@ -189,7 +189,15 @@ def retrained(results: list[dict[str, Any]], settings: Settings) -> None:
             f"[bold]{serves}[/]",
         )
     out.print(table)
+    for r in results:
+        if not r["version"]:
+            out.print(f"Nothing was trained at {r['as_of']:.16}, the data is bad: {escape(r['data']['report'])}")
     look_further(settings)
+
+
+def version_of(name: str) -> str:
+    """`v7`, or a dash where there is none."""
+    return f"v{name}" if name else "–"
 
 
 def _stage(step: dict[str, Any]) -> str:
@@ -212,7 +220,7 @@ def _verdict(gate: dict[str, Any], of_two: bool) -> str:
 def _rival(result: dict[str, Any], primary: str) -> list[str]:
     """Lines that tell of a second contender; none where there was one alone."""
     gate, why = result["gate"], result.get("also_scratch")
-    if not why:
+    if not why or not result["version"]:
         return []
     failed = result["not_chosen"].get("failed")
     if failed:
@@ -292,47 +300,6 @@ def rolled_back(result: dict[str, Any]) -> None:
         out.print(f"Champion is v{result['champion']} again (was v{result['was']}).")
 
 
-def status(state: dict[str, Any]) -> None:
-    """The state of the house on one screen."""
-    serving, drift = state["serving"], state["drift"]
-    if not state["champion"]:
-        out.print(f"No champion yet in {state['home']}. Run `evergreen retrain`.")
-    else:
-        table = Table.grid(padding=(0, 2))
-        table.add_row(
-            "champion",
-            f"v{state['champion']}" + (f" (previous v{state['previous']})" if state["previous"] else ""),
-        )
-        table.add_row("traffic", serving["summary"])
-        if state["candidate"]:
-            table.add_row("wished for", f"v{state['candidate']}")
-        table.add_row("promoter", escape(state["promoter"]))
-        table.add_row("drift", escape(drift["reason"]) if drift else "not checked yet")
-        table.add_row("next slot", f"{state['next_slot']:.16} UTC")
-        out.print(table)
-    decided = Table(title="Last decisions", title_justify="left")
-    for name in ("at", "version", "decision", "by", "why"):
-        decided.add_column(name, overflow="fold")
-    for d in state["decisions"]:
-        decided.add_row(f"{d['at']:.16}", f"v{d['version']}", d["decision"], escape(d["by"]), escape(d["why"]))
-    if state["decisions"]:
-        out.print(decided)
-    runs = Table(title="Last runs", title_justify="left")
-    for name in ("as of", "asked by", "version", "outcome", "gate"):
-        runs.add_column(name, overflow="fold")
-    for r in state["runs"]:
-        version = f"v{r['version']}" + (f" from {r['chosen']}" if r["also_scratch"] else "")
-        runs.add_row(f"{r['as_of']:.16}", r["reason"], version, r["outcome"], escape(r["gate"]["reason"]))
-    if state["runs"]:
-        out.print(runs)
-
-
-def monitored(record: dict[str, Any]) -> None:
-    """What a drift check found and what it started."""
-    out.print(f"drift: {escape(record['drift']['reason'])}")
-    out.print(f"decision: {record['decision']['action']} ({escape(record['decision']['reason'])})")
-
-
 def refreshed(result: dict[str, Any]) -> None:
     """What is served now, and whether it is what training reads."""
     out.print(f"serving features as of {result['online_as_of']:.16} UTC")
@@ -347,12 +314,6 @@ def refreshed(result: dict[str, Any]) -> None:
     )
     for s in parity["skews"]:
         out.print(f"  {s['feature']}: {s['unequal']:,} of {s['values']:,} ({', '.join(s['causes'])})")
-
-
-def schedule(upcoming: list[str]) -> None:
-    """The next slots."""
-    for slot in upcoming:
-        out.print(f"{slot:.16} UTC")
 
 
 def started(services: list[dict[str, Any]]) -> None:

@@ -11,11 +11,13 @@ def compile_all(out: Path) -> list[Path]:
     from pipelines.refresh import refresh
     from pipelines.retrain import retrain
     from pipelines.rollout import rollout
+    from pipelines.slot import slot
 
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for name, pipeline in (
         ("retrain", retrain),
+        ("slot", slot),
         ("rollout", rollout),
         ("monitor", monitor),
         ("refresh", refresh),

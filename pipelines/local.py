@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -22,14 +23,17 @@ from typing import Any
 
 import yaml
 
-from components.base import PARENT_PID, PROGRESS
+from components.base import PROGRESS
+from components.watch import PARENT_PID
 from engagement.errors import EvergreenError
 from evergreen.settings import Settings
 
 Progress = Callable[[str, str, int, int], None]  # step, text, done, total
 
+KEPT_RUNS = 48  # newest runs of each pipeline whose files and logs stay: an hourly check would leave 38 GB a year
+
 _STARTED = re.compile(r"Executing task (?:\x1b\[[0-9;]*m)*'([\w-]+)'")
-_CAUSE = re.compile(r"EvergreenError: (.*)")
+_CAUSE = re.compile(r"(?:EvergreenError|NothingNew): (.*)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -105,6 +109,7 @@ def run(pipeline: Any, settings: Settings, progress: Progress | None = None, **a
     settings.pipeline_root.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     name = pipeline.name
+    _forget_old(settings.pipeline_root, name)
     log_path = settings.pipeline_root / "logs" / f"{name}-{stamp}.log"
     log_path.parent.mkdir(exist_ok=True)
     compiled = log_path.with_suffix(".yaml")
@@ -136,6 +141,20 @@ def run(pipeline: Any, settings: Settings, progress: Progress | None = None, **a
     if unresolved.seen:
         raise EvergreenError(f"pipeline {name} skipped a branch: {unresolved.seen[0]}", f"See {log_path}")
     return Ran(log_path, tee.seconds())
+
+
+def _forget_old(root: Path, name: str) -> None:
+    """Remove what older runs of a pipeline left; first from the cache, so that no later run asks for it."""
+    stamped = f"{name}-[0-9]*"
+    old = {p.name for p in sorted(p for p in root.glob(stamped) if p.is_dir())[: 1 - KEPT_RUNS]}
+    for entry in (root / ".kfp_cache").glob("*.json") if old else ():
+        if any(f"/{run}/" in entry.read_text() for run in old):
+            entry.unlink()
+    for run in old:
+        shutil.rmtree(root / run, ignore_errors=True)
+    for form in ("log", "yaml"):
+        for path in sorted((root / "logs").glob(f"{stamped}.{form}"))[: 1 - KEPT_RUNS]:
+            path.unlink()
 
 
 def _without_retries(compiled: Path) -> None:

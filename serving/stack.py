@@ -20,8 +20,9 @@ from serving.laptop_plane import GATEWAY_SETTING, LaptopPlane
 from serving.processes import Process, Processes, http_get, require_free
 from serving.registry import Registry
 
-MLFLOW, EVIDENTLY, PROMOTER = "mlflow", "evidently", "promoter"
-PROMOTER_SETTING = "EVERGREEN_PROMOTER_PORT"
+MLFLOW, EVIDENTLY, PROMOTER, SCHEDULER = "mlflow", "evidently", "promoter", "scheduler"
+METRICS, METRICS_SETTING = "metrics", "EVERGREEN_METRICS_PORT"
+PROMOTER_SETTING, SCHEDULER_SETTING = "EVERGREEN_PROMOTER_PORT", "EVERGREEN_SCHEDULER_PORT"
 MLFLOW_SETTING, EVIDENTLY_SETTING = "EVERGREEN_MLFLOW_PORT", "EVERGREEN_EVIDENTLY_PORT"
 
 
@@ -65,8 +66,12 @@ def serve_champion(plane: LaptopPlane, registry: Registry) -> str:
     return agreed.champion
 
 
-def up(settings: Settings) -> list[dict[str, Any]]:
-    """Start gateway, champion and UIs for as long as until `down`; what runs is left alone.
+def up(settings: Settings, scheduled: bool = True) -> list[dict[str, Any]]:
+    """Start gateway, champion, UIs and the schedule for as long as until `down`; what runs is left alone.
+
+    Args:
+        settings: The home.
+        scheduled: Whether what is scheduled runs by itself.
 
     Returns:
         For each its `name`, its `url`, whether it was `already` running, and a `note` where there is one.
@@ -78,30 +83,33 @@ def up(settings: Settings) -> list[dict[str, Any]]:
         registry = Registry(settings)
         plane = LaptopPlane(settings, registry)
         before = {p.name for p in plane.processes.running() if not p.parent}
-        for name, port, setting in _doors(settings):
+        for name, port, setting in _doors(settings, scheduled):
             if name not in before:
                 require_free(port, name, setting)
         # All at once: each spends seconds on imports.
-        starts = (mlflow_ui, evidently_ui) if _registry_is_here(settings) else (evidently_ui,)
+        starts = (mlflow_ui, evidently_ui, metrics) if _registry_is_here(settings) else (evidently_ui, metrics)
         interfaces = [start(settings, plane.processes) for start in starts]
         champion = serve_champion(plane, registry)
         interfaces.append(promoter(settings, plane.processes))
+        interfaces += [scheduler(settings, plane.processes)] if scheduled else []
         for process in interfaces:
             plane.processes.wait(process)
         hooked = _hook(settings) if _registry_is_here(settings) else ""
         note = f"serves v{champion}" if champion else "no champion yet"
         urls = {p.name: f"http://{LOOPBACK}:{p.ports['http']}" for p in interfaces}
+        urls[METRICS] += "/metrics"
         urls[gateway.NAME] = f"{plane.gateway.url}/v2/models/{settings.model_name}"
-        notes = {gateway.NAME: note, PROMOTER: hooked}
+        notes = {gateway.NAME: note, PROMOTER: hooked, SCHEDULER: scheduler_state(settings)}
         return [{"name": n, "url": u, "already": n in before, "note": notes.get(n, "")} for n, u in urls.items()]
 
 
 def down(settings: Settings) -> list[str]:
     """Stop everything that was started for this home; returns the names of what ran."""
     processes = Processes(settings)
-    promoter = [PROMOTER] if processes.stop(PROMOTER) else []  # first: it would hold the lock through a canary
+    # First those that would hold the lock through a canary.
+    stopped = [name for name in (SCHEDULER, PROMOTER) if processes.stop(name)]
     with serving_lock(settings):
-        return promoter + processes.stop_all()
+        return stopped + processes.stop_all()
 
 
 def serving_state(settings: Settings) -> dict[str, Any]:
@@ -137,6 +145,23 @@ def promoter_state(settings: Settings) -> str:
         return "does not answer"
     told = json.loads(text)
     return told["problem"] or ("looks after the registry" if told["acting"] else "stands by for another one")
+
+
+def scheduler_state(settings: Settings) -> str:
+    """What the home's scheduler does, or what it waits for; in words."""
+    process = Processes(settings).get(SCHEDULER)
+    if process is None:
+        return "does not run (start it with `evergreen up`)"
+    status, text = http_get(f"http://{LOOPBACK}:{process.ports['http']}/schedule")
+    if status != 200:
+        return "does not answer"
+    told = json.loads(text)
+    if told["problem"]:
+        return str(told["problem"])
+    if told["running"]:
+        return f"{told['running']['entry']} of {told['running']['as_of']:.16} runs"
+    following = min(told["entries"], key=lambda e: e["next"])
+    return f"retrains, refreshes and checks by itself; next: {following['name']} at {following['next']:.16} UTC"
 
 
 def mlflow_ui(settings: Settings, processes: Processes) -> Process:
@@ -200,6 +225,38 @@ def promoter(settings: Settings, processes: Processes) -> Process:
     )
 
 
+def scheduler(settings: Settings, processes: Processes) -> Process:
+    """Start what runs the schedule.
+
+    Raises:
+        EvergreenError: Its port is in use.
+    """
+    return processes.start(
+        SCHEDULER,
+        [sys.executable, "-m", "pipelines.scheduler"],
+        ready=f"http://{LOOPBACK}:{settings.scheduler_port}/healthz",
+        ports={"http": settings.scheduler_port},
+        setting=SCHEDULER_SETTING,
+        environment={SCHEDULER_SETTING: str(settings.scheduler_port)},
+    )
+
+
+def metrics(settings: Settings, processes: Processes) -> Process:
+    """Start what tells Prometheus the home's figures.
+
+    Raises:
+        EvergreenError: Its port is in use.
+    """
+    return processes.start(
+        METRICS,
+        [sys.executable, "-m", "monitoring.exporter"],
+        ready=f"http://{LOOPBACK}:{settings.metrics_port}/healthz",
+        ports={"http": settings.metrics_port},
+        setting=METRICS_SETTING,
+        environment={METRICS_SETTING: str(settings.metrics_port)},
+    )
+
+
 def _hook(settings: Settings) -> str:
     """Register the webhook; what kept it from it, in words. The promoter polls all the same."""
     try:
@@ -209,13 +266,15 @@ def _hook(settings: Settings) -> str:
     return ""
 
 
-def _doors(settings: Settings) -> list[tuple[str, int, str]]:
+def _doors(settings: Settings, scheduled: bool) -> list[tuple[str, int, str]]:
     """Name, port and setting of everything that a person opens."""
     found = [
         (gateway.NAME, settings.gateway_port, GATEWAY_SETTING),
         (EVIDENTLY, settings.evidently_port, EVIDENTLY_SETTING),
         (PROMOTER, settings.promoter_port, PROMOTER_SETTING),
+        (METRICS, settings.metrics_port, METRICS_SETTING),
     ]
+    found += [(SCHEDULER, settings.scheduler_port, SCHEDULER_SETTING)] if scheduled else []
     return found + ([(MLFLOW, settings.mlflow_port, MLFLOW_SETTING)] if _registry_is_here(settings) else [])
 
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.drift import REFERENCE
 from components.forget import forget_user
 from engagement.files import write_part
 from engagement.importers import contract_dir
@@ -17,6 +16,7 @@ from engagement.served import read
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
 from feature_repo.repo import FeatureRepo
+from monitoring.reference import OLD
 from serving.registry import Registry
 from tests.served_lab import AT, served, write
 from tests.serving_lab import small_table, write_bundle
@@ -70,7 +70,7 @@ def test_samples_in_pipelines_go_and_those_in_sealed_bundles_are_told(home):
     places = [home.pipeline_root / "retrain-1" / "train-ranker" / "bundle", home.serving / "models" / "1"]
     for place in places:
         place.mkdir(parents=True)
-        pq.write_table(sample, place / REFERENCE)
+        pq.write_table(sample, place / OLD)
     report = forget_user(home, USER)
     assert not places[0].exists() and places[1].exists()
     assert report["samples"] == ["serving/models/1"]

@@ -13,7 +13,6 @@ import pytest
 import torch
 from kfp import dsl
 
-from components.drift import REFERENCE
 from components.judge import Judged, in_order, judge_challenger
 from components.plan import Plan, plan_run, why_also_scratch
 from components.train import train_ranker
@@ -24,6 +23,7 @@ from model.bundle import Bundle
 from model.gate import judge
 from model.gate_evidence import measure
 from model.train import train
+from monitoring.reference import DIRECTORY, Reference
 from serving.files import directory_digest
 from serving.registry import Registry, Version
 from tests.synth import START, write_contract_dir
@@ -164,7 +164,10 @@ def test_noise_as_champion_is_not_inherited_one_from_scratch_goes_through(home):
     update, scratch = (e["metrics"]["challenger"]["hit3"]["save"] for e in (evidence["rival"], evidence))
     assert evidence["rival"]["chosen"] == "update" and update < scratch  # the update inherits the noise
     assert "held twice running" in (made.settings.root / "r.md").read_text()
-    assert set(pq.read_table(chosen / REFERENCE)["request_id"].to_pylist()) <= {f"r0-0-{i}" for i in range(NEW, LATER)}
+    reference = Reference.load(chosen / DIRECTORY)  # of a model from scratch: all that it learned
+    assert (reference.end, reference.slot) == (_at(LATER), _at(END).isoformat())
+    assert reference.totals[0] == sum(s.requests for s in reference.cells.values()) == LATER
+    assert sum(s.requests for s in reference.predictions.values()) == END  # those of the evidence too
     assert Bundle.load(chosen).strategy == "scratch" and Bundle.load(chosen).train_start < _at(NEW)
 
 

@@ -9,16 +9,20 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from pipelines.compile import compile_all
+from pipelines.schedule import schedule
 
 # Read afresh each time: their inputs (the registry, the serving state) are not among their arguments.
 UNCACHED = {
     "make-plan",
+    "check-data",
     "register-model",
     "conclude",
     "run-canary",
     "check-serving",
     "decide-retrain",
     "refresh-features",
+    "find-slot",
+    "find-hour",
 }
 CACHED = {"build-features", "train-ranker", "judge-challenger", "check-drift"}
 ON_GPU = {"train-ranker", "judge-challenger"}
@@ -50,7 +54,7 @@ def _executors(docs: tuple[dict, dict]) -> dict[str, tuple[dict, dict]]:
     }
 
 
-@pytest.mark.parametrize("name", ["retrain", "rollout", "monitor", "refresh"])
+@pytest.mark.parametrize("name", ["retrain", "slot", "rollout", "monitor", "refresh"])
 def test_ir_is_valid_and_deterministic(name, compiled, tmp_path: Path):
     spec, platform = compiled[name]
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
@@ -91,6 +95,22 @@ def test_only_the_registering_step_gets_the_private_key(compiled):
     assert {s.removeprefix("exec-").rstrip("-0123456789") for s in signing} == {"register-model"}
 
 
+def test_only_the_deciding_step_gets_the_address_of_the_webhook_and_needs_none(compiled):
+    steps = [(step, k) for docs in compiled.values() for step, (_, k) in _executors(docs).items()]
+    told = [(step, s) for step, k in steps for s in k["secretAsEnv"] if s["secretName"] == "evergreen-alerts"]
+    ((step, secret),) = told
+    assert step == "decide-retrain" and secret["optional"] is True
+    assert secret["keyToEnv"] == [{"secretKey": "url", "envVar": "EVERGREEN_ALERT_URL"}]
+
+
+def test_every_step_reads_what_a_cluster_may_leave_out(compiled):
+    for docs in compiled.values():
+        for step, (_, kubernetes) in _executors(docs).items():
+            (optional,) = (m for m in kubernetes["configMapAsEnv"] if m.get("optional"))
+            names = {e["envVar"] for e in optional["keyToEnv"]}
+            assert {"EVERGREEN_HOLIDAYS", "EVERGREEN_OFFLINE_STORE", "EVERGREEN_VERIFYING_KEY"} <= names, step
+
+
 def test_training_and_judging_ask_for_a_gpu_and_nothing_else_does(compiled):
     for step, (container, kubernetes) in _executors(compiled["retrain"]).items():
         base = step.rstrip("-0123456789")
@@ -118,17 +138,69 @@ def test_steps_retry_but_a_canary_is_not_repeated_blindly(compiled):
         assert retries == (0 if name.startswith("run-canary") else 2), name
 
 
-def test_rollout_happens_only_on_promote(compiled):
-    spec = compiled["retrain"][0]
-    branches = {
-        task["triggerPolicy"]["condition"]: task["componentRef"]["name"]
-        for c in spec["components"].values()
-        if "dag" in c
-        for task in c["dag"]["tasks"].values()
+def _branches(spec: dict) -> dict[str, dict]:
+    """The tasks of each branch of the graph, by its condition."""
+    return {
+        task["triggerPolicy"]["condition"]: spec["components"][task["componentRef"]["name"]]["dag"]["tasks"]
+        for dag in (spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c))
+        for task in dag["tasks"].values()
         if "triggerPolicy" in task
     }
-    promote = next(c for c in branches if "== 'promote'" in c and "!(" not in c)
-    tasks = spec["components"][branches[promote]]["dag"]["tasks"]
-    assert "rollout" in tasks
-    other = next(c for c in branches if c != promote)
-    assert "rollout" not in spec["components"][branches[other]]["dag"]["tasks"]
+
+
+def test_rollout_happens_only_on_promote(compiled):
+    of_gate = {c: tasks for c, tasks in _branches(compiled["retrain"][0]).items() if "'promote'" in c}
+    promote, other = sorted(of_gate, key=lambda c: "!(" in c)
+    assert "rollout" in of_gate[promote] and "!(" not in promote
+    assert "rollout" not in of_gate[other]
+
+
+def test_nothing_is_trained_or_registered_on_bad_data(compiled):
+    of_data = {c: tasks for c, tasks in _branches(compiled["retrain"][0]).items() if "'bad'" in c}
+    bad, good = sorted(of_data, key=lambda c: "!(" in c)
+    assert [t.rstrip("-0123456789") for t in of_data[bad]] == ["conclude"] and "!(" not in bad
+    assert {"train-ranker", "judge-challenger", "check-drift", "register-model"} <= set(of_data[good])
+    first = compiled["retrain"][0]["root"]["dag"]["tasks"]
+    assert {t for t in first if not t.startswith("condition-")} == {"make-plan", "build-features", "check-data"}
+
+
+@pytest.mark.parametrize("entry", schedule(), ids=lambda e: e.name)
+def test_scheduled_pipeline_needs_no_parameter_for_macros_are_not_expanded(entry, compiled):
+    parameters = compiled[entry.pipeline][0]["root"]["inputDefinitions"]["parameters"]
+    assert parameters["as_of"]["defaultValue"] == ""
+    assert all("defaultValue" in p for p in parameters.values())
+
+
+@pytest.mark.parametrize("name, first", [("slot", "find-slot"), ("monitor", "find-hour"), ("refresh", "find-hour")])
+def test_only_the_first_step_reads_the_empty_as_of_and_all_others_the_settled_one(name, first, compiled):
+    spec = compiled[name][0]
+    readers = [
+        task["componentRef"]["name"].removeprefix("comp-")
+        for task in spec["root"]["dag"]["tasks"].values()
+        for value in task.get("inputs", {}).get("parameters", {}).values()
+        if value.get("componentInputParameter") == "as_of"
+    ]
+    assert readers == [first]
+    retrain = spec["components"].get("comp-retrain")
+    if retrain:  # what it is given reaches the plan and the rollout
+        assert retrain["dag"]["tasks"]["make-plan"]["inputs"]["parameters"]["as_of"] == {
+            "componentInputParameter": "as_of"
+        }
+        (given,) = _given(spec, "comp-retrain", "as_of")
+        assert given == {"componentInputParameter": "pipelinechannel--find-slot-Output"}
+
+
+def _given(spec: dict, component: str, parameter: str) -> list[dict]:
+    """What a component is called with, wherever it is called."""
+    graphs = [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]
+    tasks = [task for graph in graphs for task in graph["tasks"].values() if task["componentRef"]["name"] == component]
+    return [task["inputs"]["parameters"][parameter] for task in tasks]
+
+
+def test_early_retrain_gets_the_instant_and_the_cause_that_the_decision_names(compiled):
+    spec = compiled["monitor"][0]
+    (as_of,), (reason,) = (_given(spec, "comp-slot", name) for name in ("as_of", "reason"))
+    assert as_of == {"componentInputParameter": "pipelinechannel--decide-retrain-retrain_as_of"}
+    assert reason == {"componentInputParameter": "pipelinechannel--decide-retrain-cause"}
+    outputs = spec["components"]["comp-decide-retrain"]["outputDefinitions"]["parameters"]
+    assert set(outputs) == {"Output", "retrain_as_of", "cause"}

@@ -221,6 +221,19 @@ def test_fetched_bundle_is_the_registered_one_and_is_fetched_once(registry, bund
     assert registry.fetch("1", tmp_path / "elsewhere") == tmp_path / "elsewhere"
 
 
+def test_champion_is_known_and_verified_while_mlflow_is_away_and_fetched_where_it_was_changed(registry, bundles):
+    assert registry.served() is None
+    version = registry.register(bundles[0], "k1", tags={"train_end": "2026-01-01T00:00:00+00:00"})
+    registry.promote(version)
+    assert registry.served().directory == registry.fetch(version)
+    away = Registry(registry._settings.model_copy(update={"mlflow_tracking_uri": "http://127.0.0.1:9"}))
+    assert away.served().version == version and away.served().tags["train_end"].startswith("2026-01-01")
+    flip_byte(registry.served().directory / "model.safetensors")
+    with pytest.raises(EvergreenError, match="MLflow at"):
+        away.served()
+    assert registry.served().directory == registry.fetch(version)
+
+
 def flip_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

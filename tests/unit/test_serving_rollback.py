@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from evergreen.runs import _brief
+from evergreen.overview import _brief
 from evergreen.settings import Settings
 from serving.agreement import ADOPTED, PROMOTED, Agreement, Order
 from serving.files import write_json

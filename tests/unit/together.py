@@ -2,11 +2,11 @@
 
 import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Callable
 
 from model.distributed import joined
+from serving.processes import free_port
 
 
 def _member(rank: int, size: int, port: int, function: Callable, arguments: tuple) -> None:
@@ -20,9 +20,7 @@ def together(size: int, function: Callable, *arguments) -> list[int]:
     """Call `function(*arguments)` in `size` processes; returns their exit codes. When one dies, all end."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["model.train", "tests.unit.model_synth"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     members = [context.Process(target=_member, args=(r, size, port, function, arguments)) for r in range(size)]
     for member in members:
         member.start()
