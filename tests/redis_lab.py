@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.processes import free_port
+
 
 @contextlib.contextmanager
 def redis_server(*options: str) -> Iterator[str]:
@@ -18,9 +20,7 @@ def redis_server(*options: str) -> Iterator[str]:
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed (apt install redis-server)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="redis-") as directory, (Path(directory) / "log").open("w") as log:
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", directory, "--save", "", *options]
         server = subprocess.Popen(command, stdout=log, stderr=log)
@@ -33,7 +33,7 @@ def redis_server(*options: str) -> Iterator[str]:
 
 
 def _wait(port: int, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert server.poll() is None, "redis-server ended at once"
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):

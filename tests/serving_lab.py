@@ -56,7 +56,12 @@ def small_table(requests: int = 6, candidates: int = 5, seed: int = 0) -> Rankin
 
 
 def write_bundle(
-    directory: Path, table: RankingTable, seed: int = 0, poisoned_item: str = "", broken: bool = False
+    directory: Path,
+    table: RankingTable,
+    seed: int = 0,
+    poisoned_item: str = "",
+    broken: bool = False,
+    exported: bool = True,
 ) -> Path:
     """A bundle with random weights, exported as the judge step does. The first one in a process takes seconds.
 
@@ -66,6 +71,7 @@ def write_bundle(
         seed: Another seed, other scores.
         poisoned_item: The embedding of this item is NaN: requests that show it have no finite score.
         broken: All heads are NaN.
+        exported: As a server needs it; the export takes most of the time.
     """
     import torch
 
@@ -105,7 +111,8 @@ def write_bundle(
         code="test",
     )
     bundle.save(directory)
-    export(bundle, table, directory / SERVED)
+    if exported:
+        export(bundle, table, directory / SERVED)
     return directory
 
 
@@ -125,7 +132,10 @@ def feed_home(root: Path) -> Feed:
     from feature_repo.repo import FeatureRepo
     from tests.synth import START, write_contract_dir
 
-    ports = {f"{name}_port": service_port() for name in ("gateway", "mlflow", "evidently", "promoter")}
+    ports = {
+        f"{name}_port": service_port()
+        for name in ("gateway", "mlflow", "evidently", "promoter", "scheduler", "metrics")
+    }
     settings = Settings(home=root / "home", **ports)
     store = EngagementStore(settings.data)
     store.append(contract_dir.read(write_contract_dir(root / "feed", users=30, items=60, days=8)))

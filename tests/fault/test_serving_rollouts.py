@@ -85,7 +85,9 @@ def test_first_model_goes_live_alone_and_leaves_nothing_running(feed, registry, 
 
 def test_up_serves_the_champion_and_both_uis_on_loopback(feed, running):
     assert running["gateway"]["note"] == "serves v1"
+    assert "by itself; next:" in running["scheduler"]["note"]
     assert http_get(running["mlflow"]["url"])[0] == 200 and http_get(running["evidently"]["url"])[0] == 200
+    assert running["metrics"]["url"].endswith("/metrics") and http_get(running["metrics"]["url"])[0] == 200
     assert serving_state(feed.settings)["summary"] == "v1 100 %"
     for process in Processes(feed.settings).running():
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -327,7 +329,7 @@ def test_rollout_killed_at_half_is_finished_by_the_next_and_promoted_once(feed, 
     ends = [line["version"] for line in Journal(feed.settings.serving).transitions() if line["to"] == "champion"]
     assert ends == ["1", "2", "6"]
     assert registry.aliases()["champion"] == "6" and registry.aliases()["previous"] == "2"
-    names = ["evidently", "gateway", "mlflow", PREDICTOR + "2", PREDICTOR + "6"]
+    names = ["evidently", "gateway", "metrics", "mlflow", PREDICTOR + "2", PREDICTOR + "6", "scheduler"]
     assert sorted(serving_state(feed.settings)["processes"]) == names
     assert crowd.failures == []
 
@@ -355,7 +357,7 @@ def test_server_refuses_a_bundle_that_changed_after_it_was_fetched(feed, registr
 
 def test_taken_port_is_told_with_its_setting_before_anything_starts(feed, running, tmp_path):
     taken = Processes(feed.settings).get("gateway").ports["http"]
-    names = ("gateway_port", "mlflow_port", "evidently_port")
+    names = ("gateway_port", "mlflow_port", "evidently_port", "scheduler_port", "metrics_port")
     for setting in names:
         ports = {name: free_port() for name in names} | {setting: taken}
         other = feed.settings.model_copy(update={"home": tmp_path} | ports)
@@ -367,7 +369,8 @@ def test_taken_port_is_told_with_its_setting_before_anything_starts(feed, runnin
 def test_down_stops_exactly_what_up_started(feed, running):
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        assert sorted(down(feed.settings)) == ["evidently", "gateway", "mlflow", PREDICTOR + "2", PREDICTOR + "6"]
+        predictors = [PREDICTOR + "2", PREDICTOR + "6"]
+        assert sorted(down(feed.settings)) == ["evidently", "gateway", "metrics", "mlflow", *predictors, "scheduler"]
         assert left_over(feed.settings.root) == [] and bystander.poll() is None
         assert down(feed.settings) == []
         assert "does not run" in serving_state(feed.settings)["summary"]

@@ -16,7 +16,7 @@ from tests.commands import evergreen, evergreen_json, kill_when, left_over
 from tests.synth import write_contract_dir
 
 DAYS = 17  # of the feed; slots are days 14 and 17
-AFTER = "2024-01-23T12:00"  # between two slots, six days into the new market
+FIRST, AFTER = "2024-01-20T18:00", "2024-01-21T12:00"  # checks between two slots, days into the new market
 # Where a kill leaves most behind: view files and the online store, a checkpoint, MLflow's database, processes that
 # serve. The steps between them write one file each, in one step.
 STAGES = ["build-features", "train-ranker", "register-model", "run-canary"]
@@ -160,20 +160,20 @@ def test_run_killed_in_stages_that_leave_much_behind_ends_as_if_never_killed(fee
 
 
 def new_market(feed: Path, out: Path) -> Path:
-    """The days after the slots: other people (older, elsewhere), other items (longer, of a new kind), a new surface."""
+    """The days after the slots: other people (older, elsewhere), other items (longer, of new kinds), new surfaces."""
     write_contract_dir(out, users=40, items=80, days=DAYS + 6, seed=1, first=DAYS)
     (out / "manifest.json").write_text((feed / "manifest.json").read_text())
-    renamed = [pl.concat_str(pl.lit("new-"), pl.col("user_id")).alias("user_id")]
-    item = pl.concat_str(pl.lit("new-"), pl.col("item_id")).alias("item_id")
+
+    def new(column: str) -> pl.Expr:  # as varied as before: a column of one value would be broken data
+        return pl.concat_str(pl.lit("new-"), pl.col(column)).alias(column)
+
     for path in (out / "engagements").glob("*.parquet"):
-        pl.read_parquet(path).with_columns(*renamed, item, pl.lit("lens").alias("surface")).write_parquet(path)
+        pl.read_parquet(path).with_columns(new("user_id"), new("item_id"), new("surface")).write_parquet(path)
     users, items = out / "users" / "users.parquet", out / "items" / "items.parquet"
-    pl.read_parquet(users).with_columns(
-        *renamed, pl.col("age") + 60, pl.lit("elsewhere").alias("country")
-    ).write_parquet(users)
-    pl.read_parquet(items).with_columns(item, pl.col("length") * 30, pl.lit("garden").alias("category")).write_parquet(
-        items
-    )
+    people = pl.read_parquet(users).with_columns(new("user_id"), new("country"), pl.col("age") + 60)
+    people.write_parquet(users)
+    things = pl.read_parquet(items).with_columns(new("item_id"), new("category"), pl.col("length") * 30)
+    things.write_parquet(items)
     return out
 
 
@@ -182,9 +182,16 @@ def test_drift_starts_one_early_retrain_in_which_a_model_from_scratch_competes(f
     """The last test of the home: the market changes."""
     champion = registry(home).champion()
     evergreen(home, "data", "import", str(new_market(feed, tmp_path / "new")))
-    first = evergreen_json(home, "monitor", "--as-of", AFTER)
-    assert first["drift"]["drifted"] and first["decision"]["action"] == "retrain"
+    first = evergreen_json(home, "monitor", "--as-of", FIRST)
+    assert first["drift"]["drifted"] and first["drift"]["kind"] == "population"
+    assert (first["decision"]["action"], first["retrain"]) == ("none", None), "once is not yet: it must persist"
+    second = evergreen_json(home, "monitor", "--as-of", AFTER)
+    assert (second["decision"]["action"], second["decision"]["cause"]) == ("retrain", "drift")
+    assert "EvergreenDrift" in [a["name"] for a in second["alerts"]]
+    shown = max((home / "pipelines").glob("monitor-*/check-serving/page"), key=lambda p: p.stat().st_mtime)
+    assert shown.read_bytes() == Path(second["report"]).read_bytes()  # what Kubeflow shows is the check's own page
     early = evergreen_json(home, "status")["runs"][-1]
+    assert early["run_key"] == second["retrain"]["run_key"] and early["as_of"].startswith(AFTER)
     assert early["reason"] == "drift" and early["champion"] == champion.version and early["version"] == "3"
     # Drift so severe that the champion may be a bad teacher: a model from scratch stood before the gate as well.
     assert early["also_scratch"] == "asked for by drift" and early["chosen"] in ("update", "scratch")
