@@ -4,6 +4,7 @@ BIN := .venv/bin
 DAYS ?=
 # Two consecutive slots near the end of MovieLens' history with 300 and more requests to judge on (its last two have 190).
 SLOTS := --as-of 1998-04-02T03:00 --as-of 1998-04-06T03:00
+CHECK := 1998-04-08T12:00
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-spark lint bench clean
 
@@ -26,9 +27,10 @@ help: ## Show this list
 
 install: .venv/.runtime ## Create .venv from the lock file
 
-run: .venv/.runtime ## Fetch MovieLens 100K and run two consecutive retrain slots through the whole loop
+run: .venv/.runtime ## Fetch MovieLens 100K, run two consecutive retrain slots through the whole loop, then check for drift
 	@$(BIN)/evergreen data fetch movielens-100k $(if $(DAYS),--last-days $(DAYS))
 	@$(BIN)/evergreen retrain $(SLOTS) || [ $$? -eq 3 ]  # 3: held by the gate, which is a good end
+	@$(BIN)/evergreen monitor --as-of $(CHECK)
 
 test: .venv/.dev ## Run the tests
 	@$(BIN)/python -m pytest -n 4  # two cores; half of the time tests wait for processes to start and to end
@@ -46,7 +48,7 @@ lint: .venv/.dev ## Style, the rooms' order, types
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
-bench: .venv/.dev ## Measure loop, features, ranker, learning, gate, serving and canary (7 hours); writes docs/results/
+bench: .venv/.dev ## Measure loop, features, ranker, learning, gate, serving, canary and drift (8 hours); writes docs/results/
 	@$(BIN)/python -m benchmarks.loop
 	@$(BIN)/python -m benchmarks.features
 	@$(BIN)/python -m benchmarks.ranker
@@ -55,6 +57,7 @@ bench: .venv/.dev ## Measure loop, features, ranker, learning, gate, serving and
 	@$(BIN)/python -m benchmarks.gate
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.canary
+	@$(BIN)/python -m benchmarks.drift
 
 clean: ## Remove the environment and the home directory's state
 	rm -rf .venv .evergreen
