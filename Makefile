@@ -30,6 +30,7 @@ install: .venv/.runtime ## Create .venv from the lock file
 run: .venv/.runtime ## Fetch MovieLens 100K, run two consecutive retrain slots through the whole loop, then check for drift
 	@$(BIN)/evergreen data fetch movielens-100k $(if $(DAYS),--last-days $(DAYS))
 	@$(BIN)/evergreen retrain $(SLOTS) || [ $$? -eq 3 ]  # 3: held by the gate, which is a good end
+	@$(BIN)/evergreen refresh --as-of $(CHECK)
 	@$(BIN)/evergreen monitor --as-of $(CHECK)
 
 test: .venv/.dev ## Run the tests
