@@ -1,6 +1,6 @@
 """Monitor step 1: the serving model against the world, in every respect that is watched."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from engagement.errors import EvergreenError
 from engagement.snapshot import Snapshot
 from engagement.store import EngagementStore
 from evergreen.settings import Settings
+from monitoring.history import stamp
 from monitoring.verdict import DataTest, DriftVerdict, Outcome
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ HISTORY_DAYS = 120  # of past checks, from which the age curve is learned
 
 def check_directory(settings: Settings, as_of: datetime) -> Path:
     """Where the check at an instant keeps its page, its verdict and its decision."""
-    return settings.monitoring / "checks" / f"{as_of.astimezone(UTC):%Y%m%dT%H%M%S}"
+    return settings.monitoring / "checks" / stamp(as_of)
 
 
 def check_champion(settings: Settings, as_of: datetime, table_dir: Path) -> DriftVerdict:

@@ -84,7 +84,7 @@ def _newest_check(settings: Settings, runs: list[dict[str, Any]]) -> tuple[Drift
     """The newest check with its page: of the monitor, or of a retrain, which looks at its own window."""
     checks = settings.monitoring / "checks"
     check = history.newest(checks, settings.clock() + CLOCK_SKEW)
-    page = checks / f"{_instant(check):{history.STAMP}}" / "drift.html" if check else None
+    page = checks / history.stamp(_instant(check)) / "drift.html" if check else None
     for result in reversed(runs):
         try:
             of_run = DriftVerdict.from_json(json.dumps(result["drift"])) if result["drift"] else None

@@ -5,9 +5,10 @@ The names are those of the Prometheus rules; each has a runbook page of its name
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
+from monitoring.history import stamp
 from monitoring.trigger import HELD, Decision, Situation, broken_data, persistent, quality_persists
 from monitoring.verdict import ColumnDrift, DriftVerdict, ServingHealth
 
@@ -89,7 +90,7 @@ def alerts_of(
         *_of_model(verdict, recent, decision, situation),
         *(_of_serving(verdict.serving) if verdict.serving and verdict.serving.requests >= SERVED else ()),
     ]
-    where = f"Report: checks/{datetime.fromisoformat(verdict.as_of).astimezone(UTC):%Y%m%dT%H%M%S}/drift.html"
+    where = f"Report: checks/{stamp(datetime.fromisoformat(verdict.as_of))}/drift.html"
     end = [f"Decision: {decision.reason}", where]
     return [_alert(name, model, summary, [*lines, *end], verdict.as_of) for name, summary, *lines in told]
 

@@ -11,8 +11,13 @@ BACK = timedelta(days=30)
 """Earlier checks of a model are looked for so far back (**≤**): what drifted longer ago confirms nothing."""
 
 STAMP = "%Y%m%dT%H%M%S"  # the name of a check's directory: its instant in UTC
-_NAME = re.compile(r"\d{8}T\d{6}")
+NAME = re.compile(r"\d{8}T\d{6}")
 _log = logging.getLogger("evergreen.monitoring")
+
+
+def stamp(instant: datetime) -> str:
+    """The name of the directory of a check: its instant in UTC, to the second."""
+    return f"{instant.astimezone(UTC):{STAMP}}"
 
 
 def recent(checks: Path, model: str, before: datetime, n: int) -> list[DriftVerdict]:
@@ -63,8 +68,8 @@ def _between(checks: Path, start: datetime, end: datetime) -> list[str]:
         names = [path.name for path in checks.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    low, high = (f"{instant.astimezone(UTC):{STAMP}}" for instant in (start, end))
-    return sorted(name for name in names if low <= name < high and _NAME.fullmatch(name))
+    low, high = (stamp(instant) for instant in (start, end))
+    return sorted(name for name in names if low <= name < high and NAME.fullmatch(name))
 
 
 def _read(check: Path, mark: bytes = b"") -> DriftVerdict | None:

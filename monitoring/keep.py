@@ -20,7 +20,6 @@ A check directory: <checks>/20260302T030000/{drift.json, drift.html, snapshot.js
 """
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +31,7 @@ from typing import Any
 from engagement.errors import EvergreenError
 from engagement.files import write_text
 from monitoring import page
+from monitoring.history import NAME, STAMP, stamp
 from monitoring.verdict import DriftVerdict
 
 PLOTTED = 3
@@ -44,7 +44,6 @@ PAGES = 50
 MOST_BYTES = 10**9
 """What a year of hourly checks of 50 columns takes at most, checks and workspace together."""
 
-_STAMP = re.compile(r"\d{8}T\d{6}")
 _GONE = ".gone-"  # begins the name of a directory that is being deleted
 _WHOLE_PAGE = 1_000_000  # bytes: a page with plots holds Evidently's script of 3.6 MB, one without holds 20 kB
 
@@ -70,11 +69,6 @@ class State:
     action: str = "none"
 
 
-def stamp(instant: datetime) -> str:
-    """The name of the directory of a check: its instant in UTC, to the second."""
-    return f"{instant.astimezone(UTC):%Y%m%dT%H%M%S}"
-
-
 def plan(happened: Mapping[str, bool], spared: str = "") -> dict[str, Level]:
     """The policy: how much is kept of each check.
 
@@ -82,7 +76,7 @@ def plan(happened: Mapping[str, bool], spared: str = "") -> dict[str, Level]:
         happened: By stamp of a check that is not yet thinned out, whether something happened there.
         spared: Stamp of a check whose page is kept whatever its age: somebody made it just now, to look at.
     """
-    times = {name: datetime.strptime(name, "%Y%m%dT%H%M%S") for name in sorted(happened)}
+    times = {name: datetime.strptime(name, STAMP) for name in sorted(happened)}
     newest = list(times)[-PLOTTED:]
     if not newest:
         return {}
@@ -111,7 +105,7 @@ def plan(happened: Mapping[str, bool], spared: str = "") -> dict[str, Level]:
 
 def stamps(checks: Path) -> list[str]:
     """Every check directory, oldest first."""
-    return sorted(p.name for p in checks.glob("*T*") if _STAMP.fullmatch(p.name)) if checks.is_dir() else []
+    return sorted(p.name for p in checks.glob("*T*") if NAME.fullmatch(p.name)) if checks.is_dir() else []
 
 
 def events(checks: Path) -> dict[str, bool]:
@@ -167,7 +161,7 @@ def _forget(checks: Path, levels: Mapping[str, Level]) -> None:
     so that none is half there."""
     newest = [name for name, level in levels.items() if level == Level.PLOTS]
     if newest:
-        end = stamp(datetime.strptime(newest[0], "%Y%m%dT%H%M%S").replace(tzinfo=UTC) - YEAR)
+        end = stamp(datetime.strptime(newest[0], STAMP).replace(tzinfo=UTC) - YEAR)
         for name in stamps(checks):
             if name < end and levels.get(name, Level.GONE) < Level.PAGE:
                 (checks / name).rename(checks / (_GONE + name))

@@ -7,7 +7,6 @@ decisions, to which lines are appended; what cannot be read is passed over and t
 import heapq
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Generic, TypeVar
 
 from engagement.slots import slots
 from evergreen.settings import Settings
+from monitoring.history import NAME, stamp
 from monitoring.trigger import CHECKS
 from monitoring.verdict import DriftVerdict
 
@@ -29,7 +29,6 @@ SLOT_GRACE = timedelta(hours=6)
 SLOT_MEMORY = timedelta(days=60)
 """A home whose newest run lies **>** this back replays history: it follows no slots, so it misses none."""
 
-CHECK_NAME = re.compile(r"\d{8}T\d{6}")
 SOURCES = ("checks", "decisions", "alerts", "runs", "figures")
 """Where a problem can lie; `figures` are numbers that are not finite, or too many for one metric."""
 
@@ -93,8 +92,8 @@ class HomeState:
     def _verdicts(self, now: datetime, problems: list[str]) -> tuple[DriftVerdict, ...]:
         """The newest whole verdicts; a check that is under way has none yet, which is no problem."""
         root = self._settings.monitoring / "checks"
-        names = [name for name in _names(root, problems) if CHECK_NAME.fullmatch(name)]
-        believed = [name for name in names if name <= f"{now + CLOCK_SKEW:%Y%m%dT%H%M%S}"]
+        names = [name for name in _names(root, problems) if NAME.fullmatch(name)]
+        believed = [name for name in names if name <= stamp(now + CLOCK_SKEW)]
         if len(believed) < len(names):
             problems.append(
                 f"{len(names) - len(believed)} checks lie in the future, up to {max(names)}: a clock is wrong"

@@ -24,6 +24,7 @@ from filelock import FileLock
 from engagement.errors import EvergreenError
 from evergreen.settings import TELEMETRY_OFF
 from monitoring import keep, page, panels
+from monitoring.history import stamp
 from monitoring.verdict import DriftVerdict
 
 _NAMESPACE = uuid.UUID("6f0e3c52-8a3d-5b0e-9d55-0e2f6c1b7a11")  # of the project ids
@@ -69,9 +70,7 @@ def record(workspace: Path, project: str, check: Path, checks: Path | None = Non
         home = workspace / str(project_id)
         notes = _repair(workspace, written_since_last=True)
         if not (home / "snapshots").is_dir():
-            notes += _rebuild(
-                workspace, staging, project, checks, but=keep.stamp(datetime.fromisoformat(verdict.as_of))
-            )
+            notes += _rebuild(workspace, staging, project, checks, but=stamp(datetime.fromisoformat(verdict.as_of)))
         _ensure_project(staging, home, project, project_id)
         path = home / "snapshots" / f"{run_id}.json"
         added = not path.exists()
@@ -115,7 +114,7 @@ def run_id_of(project: str, verdict: DriftVerdict) -> uuid.UUID:
 
 def _stamp(run: Path) -> str:
     """The stamp of the check that a run is of, from its id."""
-    return keep.stamp(datetime.fromtimestamp((uuid.UUID(run.stem).int >> 80) / 1000, UTC))
+    return stamp(datetime.fromtimestamp((uuid.UUID(run.stem).int >> 80) / 1000, UTC))
 
 
 @contextmanager
