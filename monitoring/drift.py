@@ -70,7 +70,23 @@ def check(
         beside: What else is known.
         code: Version of the code.
     """
-    known, found = beside or Beside(), compare(reference, window)
+    known = beside or Beside()
+    verdict, found = judge(reference, window, as_of, model, known, code)
+    out.mkdir(parents=True, exist_ok=True)
+    _remove_other(out / VERDICT, verdict.to_json())
+    if found.columns:
+        page.save(verdict, found.pairs, out, known.tags)
+    else:
+        page.save_empty(verdict, out)
+    write_text(out / VERDICT, verdict.to_json())
+    return verdict
+
+
+def judge(
+    reference: Reference, window: Window, as_of: datetime, model: tuple[str, str], known: Beside, code: str = ""
+) -> tuple[DriftVerdict, Comparison]:
+    """What `check` finds, without a page; the comparison holds both sides of each column."""
+    found = compare(reference, window)
     where = slices(reference, window, found) if found.columns else ()
     kind, evidence = diagnose(found.columns, found.broken, known.outcome, where, found.pairs)
     requests, rows, users = reference.totals
@@ -100,15 +116,7 @@ def check(
         reference=reference.digest,
         code=code,
     )
-    verdict = replace(verdict, reason=reason(verdict, found, known))
-    out.mkdir(parents=True, exist_ok=True)
-    _remove_other(out / VERDICT, verdict.to_json())
-    if found.columns:
-        page.save(verdict, found.pairs, out, known.tags)
-    else:
-        page.save_empty(verdict, out)
-    write_text(out / VERDICT, verdict.to_json())
-    return verdict
+    return replace(verdict, reason=reason(verdict, found, known)), found
 
 
 def _remove_other(path: Path, text: str) -> None:

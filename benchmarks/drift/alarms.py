@@ -25,11 +25,9 @@ from benchmarks.drift.streams import END, EVERY, SCENARIOS, START, TRAIN, Scenar
 from benchmarks.kept import Kept
 from benchmarks.ranker.data import cache
 from model.metrics import hit3, hits, random_hit3
-from monitoring.compare import compare
-from monitoring.diagnose import diagnose
+from monitoring.drift import Beside, judge
 from monitoring.outcome import AgeCurve, Baseline, looked_at, outcome
 from monitoring.reference import Reference
-from monitoring.slices import slices
 from monitoring.trigger import (
     BUDGET,
     BUDGET_SPAN,
@@ -161,31 +159,10 @@ def said_of(verdict: DriftVerdict, recent: list[DriftVerdict]) -> Said:
 
 
 def check(made: Stream, reference: Reference, as_of: datetime, slot: datetime) -> DriftVerdict:
-    """One check, as `monitoring.drift.check` puts it together, without its pages."""
+    """One check, without its pages."""
     window = made.window(as_of - timedelta(hours=reference.hours), as_of)
-    found = compare(reference, window)
-    drifted = any(c.drifted for c in found.columns)
-    where = slices(reference, window, found) if drifted else ()
     told = quality(made, as_of, slot) if made.scenario == "delay" else None
-    kind, evidence = diagnose(found.columns, found.broken, told, where, found.pairs)
-    return DriftVerdict(
-        as_of=as_of.isoformat(),
-        model_version=slot.isoformat(),
-        slot=slot.isoformat(),
-        window=(window.start.isoformat(), window.end.isoformat()),
-        drifted=drifted,
-        kind=kind,
-        evidence=evidence,
-        reason="",
-        columns=found.columns,
-        slices=where,
-        broken=found.broken,
-        skipped=found.skipped,
-        requests=(0, window.table.requests),
-        rows=(0, window.table.rows),
-        users=(0, 0),
-        outcome=told,
-    )
+    return judge(reference, window, as_of, (slot.isoformat(), slot.isoformat()), Beside(outcome=told))[0]
 
 
 def quality(made: Stream, as_of: datetime, slot: datetime) -> Outcome | None:
