@@ -215,14 +215,8 @@ def promoter(settings: Settings, processes: Processes) -> Process:
     Raises:
         EvergreenError: Its port is in use.
     """
-    return processes.start(
-        PROMOTER,
-        [sys.executable, "-m", "serving.promoter"],
-        ready=f"http://{LOOPBACK}:{settings.promoter_port}/healthz",
-        ports={"http": settings.promoter_port},
-        setting=PROMOTER_SETTING,
-        environment={"OMP_NUM_THREADS": "1", "EVERGREEN_PROMOTER_PORT": str(settings.promoter_port)},
-    )
+    environment = {"OMP_NUM_THREADS": "1"}
+    return _own(processes, PROMOTER, "serving.promoter", settings.promoter_port, PROMOTER_SETTING, environment)
 
 
 def scheduler(settings: Settings, processes: Processes) -> Process:
@@ -231,14 +225,7 @@ def scheduler(settings: Settings, processes: Processes) -> Process:
     Raises:
         EvergreenError: Its port is in use.
     """
-    return processes.start(
-        SCHEDULER,
-        [sys.executable, "-m", "pipelines.scheduler"],
-        ready=f"http://{LOOPBACK}:{settings.scheduler_port}/healthz",
-        ports={"http": settings.scheduler_port},
-        setting=SCHEDULER_SETTING,
-        environment={SCHEDULER_SETTING: str(settings.scheduler_port)},
-    )
+    return _own(processes, SCHEDULER, "pipelines.scheduler", settings.scheduler_port, SCHEDULER_SETTING)
 
 
 def metrics(settings: Settings, processes: Processes) -> Process:
@@ -247,13 +234,20 @@ def metrics(settings: Settings, processes: Processes) -> Process:
     Raises:
         EvergreenError: Its port is in use.
     """
+    return _own(processes, METRICS, "monitoring.exporter", settings.metrics_port, METRICS_SETTING)
+
+
+def _own(
+    processes: Processes, name: str, module: str, port: int, setting: str, environment: Mapping[str, str] | None = None
+) -> Process:
+    """Start a module of this project that answers `/healthz` on a port of its own."""
     return processes.start(
-        METRICS,
-        [sys.executable, "-m", "monitoring.exporter"],
-        ready=f"http://{LOOPBACK}:{settings.metrics_port}/healthz",
-        ports={"http": settings.metrics_port},
-        setting=METRICS_SETTING,
-        environment={METRICS_SETTING: str(settings.metrics_port)},
+        name,
+        [sys.executable, "-m", module],
+        ready=f"http://{LOOPBACK}:{port}/healthz",
+        ports={"http": port},
+        setting=setting,
+        environment={**(environment or {}), setting: str(port)},
     )
 
 
