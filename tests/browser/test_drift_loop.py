@@ -6,7 +6,6 @@ checks walk through it by `--as-of`. With EVERGREEN_SCREENSHOTS=DIR the pages ar
 """
 
 import json
-import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
@@ -20,16 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitoring import workspace
 from tests.alert_receiver import Receiver, receiving
+from tests.browser_lab import MARKS, browsing, picture, sync_api
 from tests.commands import evergreen, evergreen_json, left_over
 from tests.serving_lab import service_port
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),  # a retrain and its canary are part of one test
-    pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed"),
-]
+pytestmark = [*MARKS, pytest.mark.timeout(1800)]  # a retrain and its canary are part of one test
 
 MODEL = "homefeed-ranker"
 DAYS, BEFORE = 36, 18  # of the simulated market: its new country joins at half time, on 2020-01-24
@@ -101,18 +95,8 @@ def deliver(house: House, first: int, last: int) -> None:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator["sync_api.Page"]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.set_default_timeout(60_000)
+    with browsing() as page:
         yield page
-        browser.close()
-
-
-def picture(page: "sync_api.Page", name: str) -> None:
-    if directory := os.environ.get("EVERGREEN_SCREENSHOTS"):
-        page.wait_for_timeout(1500)
-        page.screenshot(path=Path(directory) / f"drift-loop-{name}.png")
 
 
 def panel(page: "sync_api.Page", house: House) -> dict[str, list[float | None]]:
@@ -154,7 +138,7 @@ def test_a_calm_check_leaves_the_panel_calm_and_tells_nobody(page, house):
     assert (found["decision"]["action"], found["alerts"], found["retrain"]) == ("none", [], None)
     series = panel(page, house)
     assert series["share of drifted features"][-1] == 0 and bars(page) == 0
-    picture(page, "1-calm")
+    picture(page, "drift-loop-1-calm")
     assert house.figure("evergreen_drifted_features_ratio") == [0]
     assert house.receiver.got == []
 
@@ -176,17 +160,17 @@ def test_a_new_market_turns_the_panel_fires_the_alert_and_starts_one_early_retra
     assert [a["name"] for a in second["alerts"]] == ["EvergreenDrift"]
     panel(page, house)
     assert bars(page) == 2
-    picture(page, "2-turned")
+    picture(page, "drift-loop-2-turned")
     page.locator("a, button").filter(has_text="Reports").first.click()
     page.get_by_role("row").filter(has_text="kind:population").first.get_by_role("link", name="View").click()
     page.get_by_text("Columns, the furthest above its threshold first").wait_for()
     body = page.inner_text("body")
     assert "user_profile__country" in body and "HIT@3/save" in body  # the monitor's look, not that of the retrain
-    picture(page, "3-report")
+    picture(page, "drift-loop-3-report")
     page.goto(Path(second["report"]).as_uri())
     page.locator(".js-plotly-plot").first.wait_for()
     assert "population" in page.locator(".tile.wrong").first.inner_text()
-    picture(page, "4-page")
+    picture(page, "drift-loop-4-page")
 
     (alert,) = told(house.receiver, "firing")
     assert alert["labels"]["alertname"] == "EvergreenDrift"
@@ -216,7 +200,7 @@ def test_the_new_champion_is_at_home_the_panel_recovers_and_the_alert_is_resolve
     series = panel(page, house)
     assert series["share of drifted features"][-2:] == [0, 0] and series["population"][-2:] == [0, 0]
     assert bars(page) == 2
-    picture(page, "5-recovered")
+    picture(page, "drift-loop-5-recovered")
     (resolved,) = told(house.receiver, "resolved")
     assert resolved["labels"]["alertname"] == "EvergreenDrift"
     assert datetime.fromisoformat(resolved["endsAt"]) > datetime.fromisoformat(resolved["startsAt"])

@@ -3,8 +3,6 @@
 With EVERGREEN_SCREENSHOTS=DIR the pages are kept as pictures (docs/images).
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -15,12 +13,11 @@ import pytest
 from monitoring import page as pages
 from monitoring import workspace as workspaces
 from monitoring.verdict import DataTest
+from tests.browser_lab import MARKS, browsing, picture, sync_api
 from tests.drift_lab import FIRST, MODEL, outcome, pairs, verdict, write_check
 from tests.evidently_lab import serve
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")]
+pytestmark = MARKS
 HOUR = timedelta(hours=1)
 HOSTILE = "</script><script>window.planted=1</script><img src=x onerror='window.planted=1'>"
 
@@ -43,18 +40,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator["sync_api.Page"]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(30_000)
+    with browsing(height=900, patience_s=30) as page:
         yield page
-        browser.close()
-
-
-def picture(page: "sync_api.Page", name: str, **options: bool) -> None:
-    if directory := os.environ.get("EVERGREEN_SCREENSHOTS"):
-        page.wait_for_timeout(1500)
-        page.screenshot(path=Path(directory) / f"{name}.png", **options)
 
 
 def show_project(page: "sync_api.Page", base: str) -> None:

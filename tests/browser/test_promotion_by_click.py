@@ -5,20 +5,16 @@ EVERGREEN_SCREENSHOTS=DIR the pages are kept as pictures (docs/images).
 """
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.browser_lab import MARKS, browsing, picture, sync_api
 from tests.commands import evergreen, evergreen_json
 from tests.serving_lab import Feed, feed_home, left_over, write_bundle
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")]
+pytestmark = MARKS
 PATIENCE = 120.0  # seconds for a whole rollout on a busy machine
 
 
@@ -49,12 +45,8 @@ def ports(feed: Feed) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def page(feed: Feed) -> Iterator["sync_api.Page"]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.set_default_timeout(60_000)
+    with browsing() as page:
         yield page
-        browser.close()
 
 
 def open_version(page: "sync_api.Page", feed: Feed, version: str) -> None:
@@ -75,12 +67,6 @@ def set_alias(page: "sync_api.Page", feed: Feed, version: str, alias: str) -> No
     dialog.get_by_role("combobox").press("Enter")
     dialog.get_by_role("button", name="Save aliases").click()
     dialog.wait_for(state="hidden")
-
-
-def picture(page: "sync_api.Page", name: str) -> None:
-    if directory := os.environ.get("EVERGREEN_SCREENSHOTS"):
-        page.wait_for_timeout(1500)
-        page.screenshot(path=Path(directory) / f"{name}.png")
 
 
 def shares_until(feed: Feed, version: str, outcome: str) -> list[int]:
